@@ -1,0 +1,104 @@
+"""The gateway's HTTP face: the same `POST /v1/score` as a reward service, for all rewards."""
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import httpx
+import msgspec
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.config import GatewayConfig, futile_settings
+from gateway.scoring import Gateway
+from reward_api import EnvelopeError, ItemError, Limits, Outcome
+from reward_api.http import (
+    SCORE_OPENAPI,
+    ParsedRequest,
+    check_token,
+    install_problem_handlers,
+    parse_score_request,
+    problem,
+    score_response,
+    unless_hung_up,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    config: GatewayConfig,
+    *,
+    token: str | None = None,
+    limits: Limits | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> FastAPI:
+    """The app: /v1/score, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs.
+
+    With a `token`, /v1/* asks for it as bearer token. `transport` replaces the network to the services in tests.
+    """
+    bounds = limits or Limits()
+    gateway = Gateway(config, transport=transport)
+    for sentence in futile_settings(config):
+        logger.warning("%s", sentence)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with gateway:
+            yield
+
+    app = FastAPI(title="Reward gateway", description="Scores images by several rewards", lifespan=lifespan)
+    app.state.gateway = gateway
+    install_problem_handlers(app)
+
+    @app.post("/v1/score", summary="Score images against their prompts", openapi_extra=SCORE_OPENAPI)
+    async def score(request: Request) -> Response:
+        check_token(request, token)
+        parsed = await parse_score_request(request, bounds)
+        try:
+            outcomes = await unless_hung_up(request, gateway.score(parsed))
+        except EnvelopeError as error:
+            _count(gateway, parsed, error.problem.status, [])
+            raise
+        response = score_response(outcomes, request.headers.get("accept", ""))
+        if response.status_code == 503:
+            response.headers["Retry-After"] = str(gateway.retry_after_s)
+        _count(gateway, parsed, response.status_code, outcomes)
+        return response
+
+    @app.get("/v1/rewards", summary="The rewards served here")
+    async def rewards(request: Request) -> Response:
+        check_token(request, token)
+        return Response(msgspec.json.encode({"rewards": gateway.rewards()}), media_type="application/json")
+
+    @app.get("/livez", summary="Whether the process runs")
+    async def livez() -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    @app.get("/readyz", summary="Whether any reward has a replica; how many each has")
+    async def readyz() -> Response:
+        up = gateway.replicas_up()
+        if not any(up.values()):
+            headers = {"Retry-After": str(gateway.retry_after_s)}
+            return problem(503, "Not ready", "no reward has a replica that is up", headers=headers, replicas_up=up)
+        return Response(msgspec.json.encode({"replicas_up": up}), media_type="application/json")
+
+    @app.get("/metrics", summary="Prometheus metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _count(gateway: Gateway, request: ParsedRequest, status: int, outcomes: Sequence[Mapping[str, Outcome]]) -> None:
+    """Counts a request under each reward it asks for. Names nobody serves are not turned into labels."""
+    for name in {name for asked in request.rewards for name in asked if name in gateway.dispatchers}:
+        gateway.metrics.requests.labels(name, status).inc()
+    ends = Counter(
+        (name, str(outcome.code) if isinstance(outcome, ItemError) else "ok")
+        for results in outcomes
+        for name, outcome in results.items()
+    )
+    for (name, end), count in ends.items():
+        gateway.metrics.items.labels(name, end).inc(count)

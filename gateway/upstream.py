@@ -1,0 +1,128 @@
+"""Talks to the reward services over one pool of connections, and sorts what can go wrong by what to do about it."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import httpx
+
+from reward_api import ErrorCode, Item, ItemError, Outcome, RewardInfo
+from reward_api.client import TOKEN_VARIABLE
+from reward_api.wire import MSGPACK, decode_response, decode_rewards, encode_request
+
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+_DEFAULT_PAUSE_S = 0.5
+
+
+class Unreachable(Exception):  # noqa: N818 - named by what is known, like the three below
+    """The batch never reached the replica: nothing is known against the batch."""
+
+
+class Busy(Exception):  # noqa: N818
+    """The replica takes nothing for now: nothing is known against either."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class Refused(Exception):  # noqa: N818
+    """The replica calls the request as a whole wrong (4xx); sending it to another would change nothing."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+    def item_error(self) -> ItemError:
+        code = ErrorCode.IMAGE_TOO_LARGE if self.status == 413 else ErrorCode.SCORER_FAILED
+        return ItemError(code, f"refused by its reward service: {self}")
+
+
+class Failed(Exception):  # noqa: N818
+    """The replica got the batch and did not answer it: one of the two is bad."""
+
+    def __init__(self, reason: str, *, timed_out: bool = False, connection_lost: bool = False) -> None:
+        super().__init__(reason)
+        self.timed_out = timed_out
+        self.connection_lost = connection_lost
+
+    def item_error(self) -> ItemError:
+        return ItemError(ErrorCode.SCORER_FAILED, f"failed repeatedly, also alone; last cause: {self}")
+
+
+class Upstream:
+    """A client of all reward services. The bearer token comes from the environment variable REWARD_TOKEN."""
+
+    def __init__(self, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        token = os.environ.get(TOKEN_VARIABLE)
+        self._http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            transport=transport,
+            # How many requests are out is the dispatchers' business; idle connections close before the servers' 75 s.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
+        )
+
+    async def score(self, url: str, items: Sequence[Item], *, deterministic: bool, timeout_s: float) -> list[Outcome]:
+        """One outcome an item, in order. Raises Unreachable, Busy, Refused or Failed, and nothing else."""
+        body = encode_request([replace(item, rewards=()) for item in items], deterministic=deterministic)
+        headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "X-Deadline-Ms": str(int(timeout_s * 1000))}
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._http.post(f"{url}/v1/score", content=body, headers=headers, timeout=timeout_s)
+        except _NEVER_SENT as error:
+            raise Unreachable(f"{url}: {type(error).__name__}: {error}") from error
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise Failed(f"{url}: no answer within {timeout_s:.1f} s", timed_out=True) from error
+        except httpx.HTTPError as error:
+            raise Failed(f"{url}: {type(error).__name__}: {error}", connection_lost=True) from error
+        return _read_outcomes(url, response, len(items))
+
+    async def ready(self, url: str, timeout_s: float) -> bool | None:
+        """Whether the service says it is ready; None if it says nothing in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._http.get(f"{url}/readyz", timeout=timeout_s)
+        except (TimeoutError, httpx.TimeoutException):
+            return None
+        except httpx.HTTPError:
+            return False
+        return response.status_code == 200
+
+    async def info(self, url: str, timeout_s: float) -> RewardInfo | None:
+        """What the service says of its reward; None if it does not."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._http.get(f"{url}/v1/info", timeout=timeout_s)
+            return decode_rewards(response.content)[0] if response.status_code == 200 else None
+        except (TimeoutError, httpx.HTTPError, ValueError, IndexError):
+            return None
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+def _read_outcomes(url: str, response: httpx.Response, count: int) -> list[Outcome]:
+    status = response.status_code
+    kind = response.headers.get("content-type", "").split(";")[0]
+    if status in {200, 422, 503, 504} and kind == MSGPACK:
+        try:
+            results = decode_response(kind, response.content)
+        except ValueError as error:
+            raise Failed(f"{url}: unreadable answer: {error}") from error
+        if len(results) != count or any(len(result) != 1 for result in results):
+            raise Failed(f"{url}: {len(results)} results for {count} items, each must be of one reward")
+        return [outcome for result in results for outcome in result.values()]
+    reason = f"{url}: {status} {response.reason_phrase}: {response.text[:300]}"
+    if status in {429, 503}:
+        raise Busy(reason, _retry_after(response))
+    if 400 <= status < 500 and status != 408:
+        raise Refused(status, reason)
+    raise Failed(reason)
+
+
+def _retry_after(response: httpx.Response) -> float:
+    try:
+        return max(0.05, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return _DEFAULT_PAUSE_S

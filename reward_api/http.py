@@ -1,0 +1,238 @@
+"""The contract over Starlette: requests into items, outcomes and faults into responses. For servers only."""
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from reward_api.contract import Item, ItemError, Outcome
+from reward_api.limits import Limits
+from reward_api.listening import serve
+from reward_api.openapi import SCORE_OPENAPI
+from reward_api.problems import EnvelopeError, Problem
+from reward_api.wire import ScoreRequest, decode_request, encode_response, is_msgpack, read_request, status_of
+
+__all__ = [
+    "SCORE_OPENAPI",
+    "ParsedRequest",
+    "check_token",
+    "install_problem_handlers",
+    "parse_score_request",
+    "problem",
+    "score_response",
+    "serve",
+    "unless_hung_up",
+]
+
+PROBLEM_JSON = "application/problem+json"
+_FIELDS = {"image", "prompt", "metadata", "rewards", "deterministic"}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A request ready to be scored; `rewards[i]` are those asked of `items[i]`, also where it is an error.
+
+    `deadline` is the time the caller still gives, in seconds from now, or None.
+    """
+
+    items: list[Item | ItemError]
+    deterministic: bool
+    deadline: float | None
+    rewards: list[tuple[str, ...]]
+
+
+async def parse_score_request(request: Request, limits: Limits) -> ParsedRequest:
+    """Read a `POST /v1/score` in any of its encodings. Raises EnvelopeError (4xx)."""
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    allowed = _read_deadline(request)
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise EnvelopeError(415, "Unsupported content encoding", f"Content-Encoding {encoding}: send the body as it is")
+    content_type = request.headers.get("content-type", "")
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            if content_type.lower().startswith("multipart/form-data"):
+                decoded = await _read_form(request, limits)
+            else:
+                body = b"".join([chunk async for chunk in _bounded_body(request, limits.max_body_bytes)])
+                decoded = await _decode(content_type, body, limits)
+    except TimeoutError:
+        detail = f"the body did not arrive within {limits.body_seconds:g} s"
+        raise EnvelopeError(408, "Request timeout", detail) from None
+    deadline = None if allowed is None else allowed - (clock() - started)
+    return ParsedRequest(decoded.items, decoded.deterministic, deadline, decoded.rewards)
+
+
+def score_response(outcomes: Sequence[Mapping[str, Outcome]], accept: str = "") -> Response:
+    """200, or 422, 503, 504 where every outcome is an error; the items are inside in any case."""
+    body, media_type = encode_response(outcomes, accept)
+    return Response(body, status_of(outcomes), media_type=media_type)
+
+
+def problem(
+    status: int, title: str, detail: str, *, headers: Mapping[str, str] | None = None, **extra: Any
+) -> Response:
+    """A problem+json response (RFC 9457); `extra` members such as `item` are sent beside the standard ones."""
+    document = Problem(status, title, detail, extra=extra).document()
+    return Response(msgspec.json.encode(document), status, headers=headers, media_type=PROBLEM_JSON)
+
+
+def install_problem_handlers(app: Starlette) -> None:
+    """Let `app` answer EnvelopeError, framework errors and crashes as problem+json."""
+
+    async def on_envelope_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, EnvelopeError)
+        fault = error.problem
+        return problem(fault.status, fault.title, fault.detail, headers=error.headers, **fault.extra)
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return problem(error.status_code, error.detail, detail, headers=error.headers)
+
+    async def on_hang_up(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)
+
+    async def on_crash(request: Request, error: Exception) -> Response:
+        return problem(500, "Internal error", "the server failed; its log says why")
+
+    app.add_exception_handler(EnvelopeError, on_envelope_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(ClientDisconnect, on_hang_up)
+    app.add_exception_handler(Exception, on_crash)
+
+
+def check_token(request: Request, token: str | None) -> None:
+    """Raise EnvelopeError 401 unless the request carries `token`; None lets everybody in."""
+    if token is None:
+        return
+    sent = request.headers.get("authorization", "")
+    if not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
+        detail = "send the header Authorization: Bearer TOKEN"
+        raise EnvelopeError(401, "Unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+async def unless_hung_up(request: Request, work: Awaitable[T]) -> T:
+    """Await `work`, but cancel it and raise ClientDisconnect when the client hangs up. The body must be read."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _decode(content_type: str, body: bytes, limits: Limits) -> ScoreRequest:
+    if is_msgpack(content_type):
+        return decode_request(content_type, body, limits)
+    # Image files take milliseconds each to decode; other requests go on meanwhile.
+    return await asyncio.to_thread(decode_request, content_type, body, limits)
+
+
+async def _bounded_body(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The chunks of the body; EnvelopeError 413 before more than `limit` bytes are held.
+
+    Counted here because the framework's own limit answers in plain text.
+    """
+    fault = EnvelopeError(413, "Request too large", f"the body exceeds {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise fault
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            raise fault
+        yield chunk
+
+
+async def _read_form(request: Request, limits: Limits) -> ScoreRequest:
+    body = _bounded_body(request, limits.max_body_bytes)
+    parser = MultiPartParser(
+        request.headers, body, max_files=limits.max_items, max_fields=4 * limits.max_items, max_part_size=2**20
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise EnvelopeError(400, "Malformed request", f"the form cannot be read: {error.message}") from None
+    try:
+        document = await _form_document(form)
+    finally:
+        await form.close()
+    return await asyncio.to_thread(read_request, document, limits)
+
+
+async def _form_document(form: FormData) -> dict[str, Any]:
+    """The envelope of a form: one item an image; a field is given once for all images or once for each."""
+    unknown = sorted(set(form) - _FIELDS)
+    if unknown:
+        detail = f"unknown form fields: {', '.join(unknown)[:200]}; known: {', '.join(sorted(_FIELDS))}"
+        raise EnvelopeError(422, "Unknown field", detail)
+    images = [await part.read() if isinstance(part, UploadFile) else None for part in form.getlist("image")]
+    if not images:
+        raise EnvelopeError(422, "Invalid request", "the form has no field image; send -F image=@FILE")
+    prompts = _texts(form, "prompt", len(images))
+    metadata = [_parse_metadata(text) for text in _texts(form, "metadata", len(images))]
+    rewards = [_split(text) for text in _texts(form, "rewards", len(images))]
+    deterministic = _texts(form, "deterministic", 1)[0] or "false"
+    if deterministic not in {"true", "false"}:
+        raise EnvelopeError(422, "Invalid request", "deterministic must be true or false")
+    rows = zip(images, prompts, metadata, rewards, strict=True)
+    items = [{"image": i, "prompt": p, "metadata": m, "rewards": r} for i, p, m, r in rows]
+    return {"items": items, "deterministic": deterministic == "true"}
+
+
+def _texts(form: FormData, name: str, count: int) -> list[str | None]:
+    values = form.getlist(name)
+    if any(isinstance(value, UploadFile) for value in values):
+        raise EnvelopeError(422, "Invalid request", f"field {name} must be text, not a file")
+    if len(values) not in {0, 1, count}:
+        detail = f"{count} images but {len(values)} fields {name}; give one for all or one for each"
+        raise EnvelopeError(422, "Invalid request", detail)
+    texts: list[str | None] = [str(value) for value in values] if values else [None]
+    return texts if len(texts) == count else texts * count
+
+
+def _parse_metadata(text: str | None) -> Any:
+    """The metadata of a form field; text that is no JSON stays a text, which the item's check refuses."""
+    if text is None or not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _split(names: str | None) -> list[str] | None:
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _read_deadline(request: Request) -> float | None:
+    """Seconds left by the header X-Deadline-Ms."""
+    text = request.headers.get("x-deadline-ms")
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise EnvelopeError(422, "Invalid header", f"X-Deadline-Ms must be whole milliseconds, got {text[:40]!r}")
+    return int(text) / 1000

@@ -1,0 +1,1 @@
+"""Rewards as HTTP services: one app around any scorer, and a folder for each reward."""

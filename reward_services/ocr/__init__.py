@@ -1,0 +1,1 @@
+"""The OCR reward: does the image show the text its prompt quotes?"""

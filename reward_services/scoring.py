@@ -1,0 +1,222 @@
+"""The one thread that owns a scorer, and the bounded queue before it."""
+
+import json
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from reward_api import ErrorCode, Item, ItemError, Outcome, RewardInfo, Score, Scorer
+from reward_services.metrics import ServiceMetrics
+
+logger = logging.getLogger(__name__)
+
+_RATE_MEMORY = 0.8
+
+
+class QueueFull(Exception):  # noqa: N818
+    """The queue has no room; `retry_after_s` is when it should have, by the measured rate."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"the queue is full, room expected in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ticket:
+    item: Item
+    alone: bool
+    deadline: float | None
+    enqueued: float
+    outcome: Future[Outcome]
+
+
+def info_of(scorer: Scorer) -> RewardInfo:
+    """What the scorer's class attributes say, with the defaults of `Scorer`."""
+    return RewardInfo(
+        name=scorer.name,
+        version=scorer.version,
+        range=(getattr(scorer, "low", None), getattr(scorer, "high", None)),
+        meaning=getattr(scorer, "meaning", ""),
+        metadata=getattr(scorer, "metadata", ""),
+        batch_limit=getattr(scorer, "batch_limit", 32),
+        batch_invariant=getattr(scorer, "batch_invariant", False),
+    )
+
+
+class ScorerThread:
+    """Warms the scorer up, then scores what is queued, in order, in batches of up to its limit.
+
+    Models keep state and handles that belong to one thread, hence one owner. An idle scorer takes what is
+    there at once; items gather only while it is busy. Items whose deadline passed or whose caller left are
+    dropped before a batch is formed.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        metrics: ServiceMetrics,
+        *,
+        queue_items: int = 1024,
+        queue_bytes: int = 512 * 2**20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.scorer = scorer
+        self.info = info_of(scorer)
+        self.not_ready: str | None = "the scorer is not started"
+        self._metrics = metrics
+        self._queue_items = queue_items
+        self._queue_bytes = queue_bytes
+        self._clock = clock
+        self._queue: deque[_Ticket] = deque()
+        self._bytes = 0
+        self._items_per_s = 0.0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"scorer-{scorer.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin warming up; `not_ready` turns None when done and says what is the matter until then."""
+        self.not_ready = "the scorer is warming up"
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """Answer what is queued with `overloaded` and wait for the batch in hand, at most `timeout_s`."""
+        with self._changed:
+            self._stopping = True
+            self.not_ready = "the service is stopping"
+            leftover = list(self._queue)
+            self._queue.clear()
+            self._bytes = 0
+            self._changed.notify()
+        for ticket in leftover:
+            _resolve(ticket, ItemError(ErrorCode.OVERLOADED, "the service is stopping"))
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def submit(
+        self, items: Sequence[Item], *, deterministic: bool, deadline_s: float | None = None
+    ) -> list[Future[Outcome]]:
+        """Queue all items or none (QueueFull). Cancelling a future gives up its item's place."""
+        now = self._clock()
+        deadline = None if deadline_s is None else now + deadline_s
+        alone = deterministic and not self.info.batch_invariant
+        tickets = [_Ticket(item, alone, deadline, now, Future()) for item in items]
+        size = sum(item.image.nbytes for item in items)
+        with self._changed:
+            over_items = len(self._queue) + len(items) > self._queue_items
+            if self._queue and (over_items or self._bytes + size > self._queue_bytes):
+                raise QueueFull(self._retry_after())
+            self._queue.extend(tickets)
+            self._bytes += size
+            self._observe_queue()
+            self._changed.notify()
+        return [ticket.outcome for ticket in tickets]
+
+    def _retry_after(self) -> int:
+        """Whole seconds until the present queue should be drained, 1 to 60."""
+        if self._items_per_s <= 0:
+            return 1
+        return max(1, min(60, math.ceil(len(self._queue) / self._items_per_s)))
+
+    def _run(self) -> None:
+        try:
+            warm_up = getattr(self.scorer, "warm_up", None)
+            if warm_up is not None:
+                warm_up()
+        except Exception as error:
+            logger.exception("reward %s: warm-up failed", self.info.name)
+            self.not_ready = f"warm-up failed: {type(error).__name__}: {error}"
+            return
+        with self._changed:
+            if not self._stopping:
+                self.not_ready = None
+        while (batch := self._next_batch()) is not None:
+            if batch:
+                self._score(batch)
+
+    def _next_batch(self) -> list[_Ticket] | None:
+        """The next items still wanted, empty if all of those taken have expired; None when stopping."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._stopping)
+            if self._stopping:
+                return None
+            taken: list[_Ticket] = []
+            limit = 1 if self._queue[0].alone else self.info.batch_limit
+            while self._queue and len(taken) < limit and (not taken or not self._queue[0].alone):
+                ticket = self._queue.popleft()
+                self._bytes -= ticket.item.image.nbytes
+                taken.append(ticket)
+            self._observe_queue()
+        now = self._clock()
+        batch: list[_Ticket] = []
+        for ticket in taken:
+            if not ticket.outcome.set_running_or_notify_cancel():
+                continue
+            if ticket.deadline is not None and now >= ticket.deadline:
+                ticket.outcome.set_result(ItemError(ErrorCode.DEADLINE, "the deadline passed in the queue"))
+                continue
+            self._metrics.queue_wait.observe(now - ticket.enqueued)
+            batch.append(ticket)
+        return batch
+
+    def _score(self, batch: list[_Ticket]) -> None:
+        started = self._clock()
+        outcomes = score_batch(self.scorer, [ticket.item for ticket in batch])
+        elapsed = self._clock() - started
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.batch_seconds.labels(replica="self").observe(elapsed)
+        rate = len(batch) / max(elapsed, 1e-6)
+        known = self._items_per_s or rate
+        self._items_per_s = _RATE_MEMORY * known + (1 - _RATE_MEMORY) * rate
+        for ticket, outcome in zip(batch, outcomes, strict=True):
+            ticket.outcome.set_result(outcome)
+
+    def _observe_queue(self) -> None:
+        self._metrics.queue_items.set(len(self._queue))
+        self._metrics.queue_bytes.set(self._bytes)
+
+
+def score_batch(scorer: Scorer, items: Sequence[Item]) -> list[Outcome]:
+    """One outcome an item. A batch that raises is scored again item by item, so that only the culprit fails."""
+    try:
+        answers = list(scorer.score(items))
+        if len(answers) != len(items):
+            raise ValueError(f"the scorer answered {len(answers)} outcomes to {len(items)} items")
+    except Exception as error:
+        if len(items) > 1:
+            return [score_batch(scorer, [item])[0] for item in items]
+        logger.exception("reward %s failed on an image of %s", scorer.name, items[0].image.shape)
+        return [ItemError(ErrorCode.SCORER_FAILED, f"{type(error).__name__}: {error}")]
+    return [_checked(answer) for answer in answers]
+
+
+def _checked(answer: Outcome | float) -> Outcome:
+    """The answer as an outcome that can be sent: a finite score, details of JSON values."""
+    if isinstance(answer, ItemError):
+        return answer
+    try:
+        outcome = answer if isinstance(answer, Score) else Score(float(answer))
+        details = json.loads(json.dumps(outcome.details, allow_nan=False, default=_plain_value))
+    except (TypeError, ValueError) as error:
+        return ItemError(ErrorCode.SCORER_FAILED, f"the scorer's answer cannot be sent: {error}")
+    return replace(outcome, details=details)
+
+
+def _plain_value(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _resolve(ticket: _Ticket, outcome: Outcome) -> None:
+    if ticket.outcome.set_running_or_notify_cancel():
+        ticket.outcome.set_result(outcome)

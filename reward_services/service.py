@@ -1,0 +1,123 @@
+"""One HTTP app around any scorer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from reward_api import EnvelopeError, ErrorCode, Item, ItemError, Limits, Outcome, Score, Scorer
+from reward_api.http import (
+    SCORE_OPENAPI,
+    ParsedRequest,
+    check_token,
+    install_problem_handlers,
+    parse_score_request,
+    problem,
+    score_response,
+    serve,
+    unless_hung_up,
+)
+from reward_api.problems import unknown_reward
+from reward_services.metrics import ServiceMetrics
+from reward_services.scoring import QueueFull, ScorerThread
+
+__all__ = ["create_app", "serve"]
+
+LONGEST_WAIT_S = 300.0
+
+
+def create_app(
+    scorer: Scorer,
+    *,
+    token: str | None = None,
+    limits: Limits | None = None,
+    queue_items: int = 1024,
+    queue_bytes: int = 512 * 2**20,
+) -> FastAPI:
+    """The app of one reward: /v1/score, /v1/info, /livez, /readyz, /metrics, OpenAPI at /docs.
+
+    The scorer is warmed up and called from one thread of its own, started with the app. With a `token`, /v1/*
+    asks for it as bearer token.
+    """
+    bounds = limits or Limits()
+    metrics = ServiceMetrics()
+    thread = ScorerThread(scorer, metrics, queue_items=queue_items, queue_bytes=queue_bytes)
+    name = thread.info.name
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        thread.start()
+        yield
+        await asyncio.to_thread(thread.stop)
+
+    app = FastAPI(title=f"Reward {name}", version=scorer.version, description=thread.info.meaning, lifespan=lifespan)
+    install_problem_handlers(app)
+
+    async def answer(request: Request) -> Response:
+        check_token(request, token)
+        if thread.not_ready is not None:
+            raise EnvelopeError(503, "Not ready", f"reward {name}: {thread.not_ready}", headers={"Retry-After": "1"})
+        parsed = await parse_score_request(request, bounds)
+        for index, asked in enumerate(parsed.rewards):
+            for reward in asked:
+                if reward != name:
+                    raise unknown_reward(index, reward, [name])
+        outcomes = await unless_hung_up(request, _score_items(thread, parsed))
+        for outcome in outcomes:
+            metrics.items.labels(name, "ok" if isinstance(outcome, Score) else outcome.code).inc()
+        return score_response([{name: outcome} for outcome in outcomes], request.headers.get("accept", ""))
+
+    @app.post("/v1/score", summary="Score images against their prompts", openapi_extra=SCORE_OPENAPI)
+    async def score(request: Request) -> Response:
+        try:
+            response = await answer(request)
+        except EnvelopeError as error:
+            metrics.requests.labels(name, str(error.problem.status)).inc()
+            raise
+        metrics.requests.labels(name, str(response.status_code)).inc()
+        return response
+
+    @app.get("/v1/info", summary="What this reward is")
+    async def info(request: Request) -> Response:
+        check_token(request, token)
+        return Response(msgspec.json.encode(thread.info), media_type="application/json")
+
+    @app.get("/livez", summary="Whether the process runs")
+    async def livez() -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    @app.get("/readyz", summary="Whether the scorer is warm")
+    async def readyz() -> Response:
+        if thread.not_ready is not None:
+            return problem(503, "Not ready", f"reward {name}: {thread.not_ready}", headers={"Retry-After": "1"})
+        return Response("ready\n", media_type="text/plain")
+
+    @app.get("/metrics", summary="Prometheus metrics")
+    async def metrics_text() -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+async def _score_items(thread: ScorerThread, parsed: ParsedRequest) -> list[Outcome]:
+    """Score the sound items; broken ones never reach the scorer. Cancelling gives up the places in the queue."""
+    allowed = LONGEST_WAIT_S if parsed.deadline is None else min(parsed.deadline, LONGEST_WAIT_S)
+    sound = {index: item for index, item in enumerate(parsed.items) if isinstance(item, Item)}
+    try:
+        submitted = thread.submit(list(sound.values()), deterministic=parsed.deterministic, deadline_s=allowed)
+    except QueueFull as error:
+        headers = {"Retry-After": str(error.retry_after_s)}
+        raise EnvelopeError(429, "Too many requests", str(error), headers=headers) from None
+    waiting = dict(zip(sound, map(asyncio.wrap_future, submitted), strict=True))
+    try:
+        if waiting:
+            await asyncio.wait(waiting.values(), timeout=max(0.0, allowed))
+        late = ItemError(ErrorCode.DEADLINE, f"no score within the {allowed:.3f} s left to the request")
+        scored = {index: future.result() if future.done() else late for index, future in waiting.items()}
+    finally:
+        for future in waiting.values():
+            future.cancel()
+    return [scored[index] if isinstance(item, Item) else item for index, item in enumerate(parsed.items)]

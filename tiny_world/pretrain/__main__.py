@@ -1,0 +1,52 @@
+"""``python -m tiny_world.pretrain``: trains the world's model from nothing, or goes on where it stopped."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from tiny_world.pretrain import autoencoder, flow, model, text
+from tiny_world.prompts import WORLDS, every_prompt
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tiny_world.pretrain", description=__doc__)
+    parser.add_argument("--world", choices=WORLDS, default="small")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; holds checkpoints and the pipeline")
+    parser.add_argument("--width", type=int, default=128, help="hidden size of the transformer, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=8000, help="steps of the flow stage")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--scenes", type=int, default=60_000, help="pictures in the training set")
+    parser.add_argument("--wrong-captions", type=float, default=0.42, help="share of captions that misdescribe")
+    parser.add_argument("--autoencoder-steps", type=int, default=3000)
+    parser.add_argument("--text-steps", type=int, default=600)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    world = WORLDS[options.world]
+    prompts = list(every_prompt(world))
+    prepared, finished = options.out / "prepared", options.out / "pipeline"
+    if (prepared / "model_index.json").exists():
+        pipe = model.load(prepared)
+    else:
+        torch.manual_seed(options.seed)
+        words = {word for prompt in prompts for word in prompt["prompt"].split()}
+        pipe = model.pipeline(words, options.out, options.width, options.layers, world.size)
+        autoencoder.train(pipe.vae, world, options.autoencoder_steps, batch=16, seed=options.seed)
+        text.train(pipe, world, prompts, options.text_steps, options.seed)
+        pipe.save_pretrained(prepared)
+    settings = flow.FlowSettings(
+        steps=options.steps,
+        batch=options.batch,
+        scenes=options.scenes,
+        wrong_captions=options.wrong_captions,
+        seed=options.seed,
+    )
+    flow.train(pipe, world, prompts, settings, options.out, options.device)
+    pipe.to(torch.float16).save_pretrained(finished)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Stage 3: the flow-matching transformer, on captions that are wrong a set part of the time."""
+
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tiny_world.pretrain import autoencoder
+from tiny_world.pretrain.text import embed
+from tiny_world.prompts import TASKS, World
+from tiny_world.scenes import misread, render, sample_scene
+
+TASK_SHARE = {
+    "single_object": 0.1,
+    "two_object": 0.15,
+    "counting": 0.2,
+    "colors": 0.12,
+    "position": 0.2,
+    "color_attr": 0.23,
+}
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """Knobs of the stage; ``steps`` may be raised later and the run resumed."""
+
+    steps: int
+    batch: int = 64
+    scenes: int = 60_000
+    wrong_captions: float = 0.42
+    learning_rate: float = 2e-3
+    cooldown: float = 0.3
+    ema: float = 0.999
+    checkpoint_every_s: float = 600.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures as latents (N, C, h, w) and the prompt each is captioned with, as an index (N,)."""
+
+    latents: torch.Tensor
+    prompts: torch.Tensor
+
+
+def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, Any]], settings: FlowSettings) -> Pairs:
+    """Draws the training set: each scene shows its prompt, or what a wrong caption would make of it."""
+    rng = random.Random(settings.seed)
+    by_task = {task: [i for i, prompt in enumerate(prompts) if prompt["tag"] == task] for task in TASKS}
+    tasks, shares = list(TASK_SHARE), list(TASK_SHARE.values())
+    latents: list[torch.Tensor] = []
+    rows: list[int] = []
+    pending: list[np.ndarray] = []
+    for n in tqdm(range(settings.scenes), desc="scenes", unit="scene", mininterval=5):
+        task = rng.choices(tasks, shares)[0]
+        row = rng.choice(by_task[task])
+        shown = prompts[row]
+        if task != "single_object" and rng.random() < settings.wrong_captions:
+            shown = misread(shown, world, rng)
+        rows.append(row)
+        pending.append(render(sample_scene(shown, world, rng)))
+        if len(pending) == 1000 or n == settings.scenes - 1:
+            latents.append(autoencoder.encode(pipe.vae, np.stack(pending)))
+            pending.clear()
+    return Pairs(torch.cat(latents), torch.tensor(rows))
+
+
+def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
+    """t in (0, 1): logit-normal, half of them moved towards noise, where captions decide the layout."""
+    logits = torch.randn(count, generator=generator)
+    logits[: count // 2] += 0.8
+    return torch.sigmoid(logits)
+
+
+def velocity_loss(
+    transformer: SD3Transformer2DModel,
+    x0: torch.Tensor,
+    tokens: torch.Tensor,
+    pooled: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean of ||v(x_t, t) - (x_1 - x_0)||^2 with x_t = (1 - t) x_0 + t x_1."""
+    t = noise_levels(len(x0), generator).to(x0.device)
+    x1 = torch.randn(x0.shape, generator=generator).to(x0.device)
+    t_ = t.view(-1, 1, 1, 1)
+    v = transformer((1 - t_) * x0 + t_ * x1, tokens, pooled, 1000 * t, return_dict=False)[0]
+    return F.mse_loss(v, x1 - x0)
+
+
+def optimizers(transformer: SD3Transformer2DModel, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for everything else."""
+    matrices, rest = [], []
+    for name, parameter in transformer.named_parameters():
+        inside = name.startswith("transformer_blocks") and parameter.ndim == 2
+        (matrices if inside else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
+def rate(step: int, settings: FlowSettings) -> float:
+    """Warm-up over 200 steps, constant, then linear to zero over the last ``cooldown`` of all steps."""
+    left = (settings.steps - step) / max(1.0, settings.cooldown * settings.steps)
+    return min(1.0, (step + 1) / 200, left)
+
+
+def train(
+    pipe: StableDiffusion3Pipeline,
+    world: World,
+    prompts: list[dict[str, Any]],
+    settings: FlowSettings,
+    folder: Path,
+    device: str,
+) -> None:
+    """Fits the transformer in place; its weights end as the moving average. Resumes from ``folder`` if it can."""
+    torch.manual_seed(settings.seed)
+    data_path = folder / "pairs.pt"
+    if data_path.exists():
+        data = Pairs(**torch.load(data_path, weights_only=True))
+    else:
+        data = pairs(pipe, world, prompts, settings)
+        torch.save({"latents": data.latents, "prompts": data.prompts}, data_path)
+    with torch.no_grad():
+        tokens, pooled = (part.to(device) for part in embed(pipe, [prompt["prompt"] for prompt in prompts]))
+
+    transformer = pipe.transformer.to(device).train()
+    average = [parameter.detach().clone() for parameter in transformer.parameters()]
+    tools = optimizers(transformer, settings.learning_rate)
+    generator = torch.Generator().manual_seed(settings.seed)
+    start = 0
+    checkpoint = folder / "flow.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        transformer.load_state_dict(state["transformer"])
+        average = state["average"]
+        for tool, saved in zip(tools, state["optimizers"], strict=True):
+            tool.load_state_dict(saved)
+        generator.set_state(state["generator"].cpu())
+        start = state["step"]
+
+    def save(step: int) -> None:
+        state = {
+            "transformer": transformer.state_dict(),
+            "average": average,
+            "optimizers": [tool.state_dict() for tool in tools],
+            "generator": generator.get_state(),
+            "step": step,
+        }
+        aside = checkpoint.with_suffix(".tmp")
+        torch.save(state, aside)
+        aside.rename(checkpoint)
+
+    latents = data.latents.to(device)
+    rows = data.prompts.to(device)
+    saved_at = time.monotonic()
+    smooth = 1.0
+    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc="flow", mininterval=10)
+    for step in bar:
+        chosen = torch.randint(len(latents), (settings.batch,), generator=generator).to(device)
+        row = rows[chosen]
+        loss = velocity_loss(transformer, latents[chosen], tokens[row], pooled[row], generator)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
+        for tool in tools:
+            for group in tool.param_groups:
+                group["lr"] = settings.learning_rate * rate(step, settings)
+            tool.step()
+            tool.zero_grad()
+        decay = min(settings.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, [p.detach() for p in transformer.parameters()], 1 - decay)
+        smooth += 0.01 * (loss.item() - smooth)
+        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+        if time.monotonic() - saved_at > settings.checkpoint_every_s:
+            save(step + 1)
+            saved_at = time.monotonic()
+    save(settings.steps)
+    with torch.no_grad():
+        for parameter, mean in zip(transformer.parameters(), average, strict=True):
+            parameter.copy_(mean)
+    transformer.eval().to("cpu")

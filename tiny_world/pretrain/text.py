@@ -1,0 +1,81 @@
+"""Stage 2: CLIP-architecture text encoders that understand the world's prompts.
+
+They learn to name what a prompt asks for (shapes, colors, count, relation) from its pooled embedding,
+so the transformer meets features that already tell the prompts apart.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tiny_world.pretrain.model import MAX_SEQUENCE_LENGTH
+from tiny_world.prompts import RELATIONS, World
+
+
+def attributes(metadata: dict[str, Any], world: World) -> list[int]:
+    """Class indices (shape, color, count, second shape, second color, relation); 0 stands for absent."""
+    clauses = metadata["include"]
+    if metadata["tag"] == "position":
+        clauses = clauses[::-1]
+    relation = clauses[0].get("position")
+    first, second = clauses[0], clauses[1] if len(clauses) > 1 else {}
+    return [
+        _index(world.shapes, first["class"]),
+        _index(world.colors, first.get("color")),
+        first["count"],
+        _index(world.shapes, second.get("class")),
+        _index(world.colors, second.get("color")),
+        _index(RELATIONS, relation[0] if relation else None),
+    ]
+
+
+def _index(names: Sequence[str], name: str | None) -> int:
+    return 0 if name is None else names.index(name) + 1
+
+
+def _sizes(world: World) -> list[int]:
+    shapes, colors = len(world.shapes) + 1, len(world.colors) + 1
+    return [shapes, colors, world.most_objects + 1, shapes, colors, len(RELATIONS) + 1]
+
+
+def embed(pipe: StableDiffusion3Pipeline, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token embeddings (B, L, width) and pooled embeddings (B, width), as the pipeline itself makes them."""
+    tokens, _, pooled, _ = pipe.encode_prompt(
+        texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=MAX_SEQUENCE_LENGTH
+    )
+    return tokens, pooled
+
+
+def train(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, Any]], steps: int, seed: int) -> None:
+    """Fits both text encoders in place."""
+    torch.manual_seed(seed)
+    sizes = _sizes(world)
+    targets = torch.tensor([attributes(prompt, world) for prompt in prompts])
+    heads = torch.nn.Linear(pipe.transformer.config.pooled_projection_dim, sum(sizes))
+    encoders = torch.nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2])
+    parameters = [*encoders.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+    encoders.train()
+    bar = tqdm(range(steps), desc="text encoders", unit="step", mininterval=5)
+    for _ in bar:
+        rows = torch.randint(len(prompts), (128,))
+        _, pooled = embed(pipe, [prompts[int(row)]["prompt"] for row in rows])
+        logits = heads(pooled + 0.1 * torch.randn_like(pooled)).split(sizes, dim=1)
+        losses = [F.cross_entropy(part, targets[rows, k]) for k, part in enumerate(logits)]
+        loss = torch.stack(losses).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    encoders.eval().requires_grad_(False)
+    with torch.no_grad():
+        _, pooled = embed(pipe, [prompt["prompt"] for prompt in prompts])
+        logits = heads(pooled).split(sizes, dim=1)
+    right = torch.stack([part.argmax(1) == targets[:, k] for k, part in enumerate(logits)]).float().mean().item()
+    bar.write(f"text encoders: {100 * right:.1f} % of attributes read, pooled std {pooled.std().item():.2f}")

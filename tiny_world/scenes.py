@@ -1,0 +1,142 @@
+"""Scenes that satisfy a prompt, and their pictures.
+
+A scene is sampled so that GenEval's official rules hold with room to spare: shapes never touch, and a
+relation is placed close to its axis (the rule takes a tenth of both sizes off the offset before it compares).
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiny_world.prompts import RELATIONS, World
+from tiny_world.shapes import GROUND, PALETTE, coverage, extent
+
+_RADII = {1: (9.0, 15.0), 2: (8.5, 12.0), 3: (7.5, 9.5), 4: (7.0, 8.5)}
+_GAP = 3.0
+_MARGIN = 1.5
+_CONE = math.radians(25)
+_AXIS = {"right of": 0.0, "below": math.pi / 2, "left of": math.pi, "above": -math.pi / 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object: its shape and color names, centre and radius in pixels, and the RGB it is painted in."""
+
+    shape: str
+    color: str
+    cx: float
+    cy: float
+    radius: float
+    rgb: tuple[int, int, int]
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in pixels."""
+        x0, y0, x1, y1 = extent(self.shape)
+        return (
+            self.cx + self.radius * x0,
+            self.cy + self.radius * y0,
+            self.cx + self.radius * x1,
+            self.cy + self.radius * y1,
+        )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects on a gray ground of one level (0 to 255), ``size`` pixels a side."""
+
+    objects: tuple[Shape, ...]
+    ground: int
+    size: int
+
+
+def sample_scene(metadata: dict[str, Any], world: World, rng: random.Random) -> Scene:
+    """A scene that shows exactly what the metadata asks for; colors and places it leaves open are drawn at random."""
+    wanted = [
+        (clause["class"], clause.get("color"))
+        for clause in metadata["include"]
+        for _ in range(clause["count"])
+    ]
+    relations = [clause.get("position") for clause in metadata["include"] for _ in range(clause["count"])]
+    centres = _place(len(wanted), relations, world.size, rng)
+    objects = []
+    for (shape, color), (cx, cy, radius) in zip(wanted, centres, strict=True):
+        name = color or rng.choice(world.colors)
+        objects.append(Shape(shape, name, cx, cy, radius, _tinted(PALETTE[name], rng)))
+    return Scene(tuple(objects), GROUND + rng.randint(-8, 8), world.size)
+
+
+def render(scene: Scene) -> NDArray[np.uint8]:
+    """The picture: (size, size, 3) RGB."""
+    canvas = np.full((scene.size, scene.size, 3), float(scene.ground), dtype=np.float32)
+    for thing in scene.objects:
+        alpha = coverage(thing.shape, thing.cx, thing.cy, thing.radius, scene.size)[..., None]
+        canvas += alpha * (np.array(thing.rgb, dtype=np.float32) - canvas)
+    return np.round(canvas).astype(np.uint8)
+
+
+def misread(metadata: dict[str, Any], world: World, rng: random.Random) -> dict[str, Any]:
+    """The metadata of a picture that a careless caption would describe with this prompt.
+
+    A count, a relation or the binding of an attribute is changed; single objects have none and stay.
+    """
+    tag = metadata["tag"]
+    include = [dict(clause) for clause in metadata["include"]]
+    if tag == "two_object":
+        kept = rng.choice(include)
+        include = [{"class": kept["class"], "count": rng.choice((1, 2))}]
+    elif tag == "counting":
+        counts = [n for n in range(1, world.most_objects + 1) if n != include[0]["count"]]
+        include[0]["count"] = rng.choice(counts)
+    elif tag == "colors":
+        include[0]["color"] = rng.choice([c for c in world.colors if c != include[0]["color"]])
+    elif tag == "position":
+        relation, target = include[1]["position"]
+        include[1]["position"] = [rng.choice([r for r in RELATIONS if r != relation]), target]
+    elif tag == "color_attr":
+        first, second = include
+        if rng.random() < 0.5:
+            first["color"], second["color"] = second["color"], first["color"]
+        else:
+            wrong = rng.choice(include)
+            wrong["color"] = rng.choice([c for c in world.colors if c != wrong["color"]])
+    return {"tag": tag, "include": include}
+
+
+def _tinted(rgb: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:
+    red, green, blue = (min(255, max(0, level + rng.randint(-7, 7))) for level in rgb)
+    return red, green, blue
+
+
+def _place(
+    count: int, relations: list[tuple[str, int] | None], size: int, rng: random.Random
+) -> list[tuple[float, float, float]]:
+    """(cx, cy, radius) of each object; redrawn until nothing touches and everything is inside."""
+    low, high = _RADII[count]
+    for _ in range(10_000):
+        placed: list[tuple[float, float, float]] = []
+        for relation in relations:
+            radius = rng.uniform(low, high)
+            inset = 1.1 * radius + _MARGIN
+            if relation is None:
+                cx, cy = rng.uniform(inset, size - inset), rng.uniform(inset, size - inset)
+            else:
+                name, target = relation
+                tx, ty, target_radius = placed[target]
+                distance = rng.uniform(1.15 * (radius + target_radius) + _GAP, 0.75 * size)
+                angle = _AXIS[name] + rng.uniform(-_CONE, _CONE)
+                cx, cy = tx + distance * math.cos(angle), ty + distance * math.sin(angle)
+            inside = inset <= cx <= size - inset and inset <= cy <= size - inset
+            apart = all(
+                math.hypot(cx - px, cy - py) >= 1.15 * (radius + other) + _GAP for px, py, other in placed
+            )
+            if not (inside and apart):
+                break
+            placed.append((cx, cy, radius))
+        else:
+            return placed
+    raise RuntimeError(f"no room for {count} objects of radius {low} to {high} on {size} pixels")

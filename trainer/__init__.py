@@ -1,0 +1,1 @@
+"""Flow-GRPO training: rollouts, advantages, policy updates, evaluation and reports."""

@@ -1,0 +1,84 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+Random draws are keyed by epoch and slot (``trainer.draws``), so no generator state is kept.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.ema import MovingAverage
+from trainer.models.sd3 import SD3
+from trainer.update import PolicyUpdate
+
+STATE = "state.pt"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, ``epoch_000010`` and so on, in one folder."""
+
+    folder: Path
+
+    def save(self, epoch: int, model: SD3, average: MovingAverage, update: PolicyUpdate) -> Path:
+        """Writes the state after ``epoch`` epochs aside and renames it; older checkpoints are then removed."""
+        final = self.folder / f"epoch_{epoch:06d}"
+        aside = self.folder / f".{final.name}.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        state = {
+            "epoch": epoch,
+            "lora": [parameter.detach().cpu() for parameter in model.lora_parameters()],
+            "average": [mean.cpu() for mean in average.average],
+            "average_updates": average.updates,
+            "optimizer": update.optimizer.state_dict(),
+            "optimizer_steps": update.steps_done,
+        }
+        torch.save(state, aside / STATE)
+        with average.applied():
+            model.save_lora(aside)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        for older in self._all():
+            if older != final:
+                shutil.rmtree(older)
+        return final
+
+    def latest(self) -> Path | None:
+        found = self._all()
+        return found[-1] if found else None
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch_*"))
+
+
+def restore(checkpoint: Path, model: SD3, average: MovingAverage, update: PolicyUpdate) -> int:
+    """Loads a checkpoint in place and returns the number of epochs done. Raises CheckpointError."""
+    state = _read(checkpoint)
+    parameters = model.lora_parameters()
+    shapes = [tuple(value.shape) for value in state["lora"]]
+    if shapes != [tuple(parameter.shape) for parameter in parameters]:
+        raise CheckpointError(f"{checkpoint}: its LoRA has other shapes than the recipe's model, rank or targets give")
+    with torch.no_grad():
+        for parameter, value in zip(parameters, state["lora"], strict=True):
+            parameter.copy_(value)
+    average.restore(state["average"], state["average_updates"])
+    update.optimizer.load_state_dict(state["optimizer"])
+    update.steps_done = state["optimizer_steps"]
+    return int(state["epoch"])
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / STATE
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not a readable checkpoint: {error}") from error
+    return state

@@ -1,0 +1,240 @@
+"""A run's settings, read from a recipe (YAML) and ``--key=value`` overrides. Imports without torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(Exception):
+    """A recipe that cannot be run; the message names the file and the key."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    adapter: Literal["sd3"] = "sd3"
+    path: str
+    """A pipeline directory, a hub id, or ``tiny_world:weights/NAME`` for weights that come with the package."""
+    resolution: int = Field(512, ge=16)
+    """Pixels a side; must suit the autoencoder's stride."""
+    max_sequence_length: int = Field(128, ge=1)
+    """T5 tokens, or the zero tokens appended where T5 is absent; keep what the model was trained with."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward passes; steps, log-probabilities and stored latents are float32 whatever this says."""
+    device: str = "auto"
+
+
+class LoraSettings(Section):
+    rank: int = Field(32, ge=1)
+    alpha: int = Field(64, ge=1)
+    targets: tuple[str, ...] = ()
+    """Module name suffixes; empty means the adapter's own (the attention projections)."""
+
+
+class PromptSource(Section):
+    path: str
+    """JSONL of GenEval metadata lines (``prompt`` is required) or a plain text file, one prompt a line."""
+    rewards: dict[str, float]
+    """Weight of each reward asked of these prompts."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the epoch's groups, relative to the other sources."""
+    tag_weights: dict[str, float] | None = None
+    """Share of each tag inside this source; tags left out are never drawn. None draws prompts evenly."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "PromptSource":
+        if not self.rewards:
+            raise ValueError("a prompt source needs at least one reward")
+        return self
+
+
+class WindowConfig(Section):
+    """Only the steps of a window are stochastic and trained; the others follow the ODE."""
+
+    size: int = Field(3, ge=1)
+    first: int = Field(0, ge=0)
+    last: int = Field(5, ge=1)
+    """The window lies inside steps [first, last); its place is drawn once an epoch for all groups."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "WindowConfig":
+        if self.first + self.size > self.last:
+            raise ValueError(f"a window of {self.size} steps does not fit into steps [{self.first}, {self.last})")
+        return self
+
+
+class RolloutConfig(Section):
+    groups: int = Field(48, ge=1)
+    """Prompts an epoch."""
+    group_size: int = Field(24, ge=2)
+    """Images of one prompt; advantages compare them with each other."""
+    steps: int = Field(10, ge=2)
+    """Denoising steps; far fewer than for evaluation (denoising reduction)."""
+    step: Literal["flow_sde", "cps"] = "cps"
+    noise_level: float = Field(0.8, gt=0)
+    """``a``: exploration; for cps in (0, 1], for flow_sde .7 in the paper."""
+    window: WindowConfig | None = None
+    """None makes every step but the last stochastic."""
+    guidance: float = Field(1.0, ge=1.0)
+    """Classifier-free guidance in rollout and training; 1 skips the unconditional branch."""
+    groups_per_batch: int = Field(1, ge=1)
+    """Groups denoised together; the update replays the same batches, so it changes memory, not the ratio."""
+
+    @model_validator(mode="after")
+    def _window_inside(self) -> "RolloutConfig":
+        if self.window is not None and self.window.last > self.steps - 1:
+            raise ValueError(
+                f"window.last is {self.window.last}, but only steps 0 to {self.steps - 2} can be trained: "
+                "the last step is never part of the policy"
+            )
+        if self.step == "cps" and self.noise_level > 1:
+            raise ValueError("cps keeps s^2 = std^2 + remaining^2, so noise_level must be at most 1")
+        return self
+
+
+class KLConfig(Section):
+    form: Literal["gaussian", "flow_grpo", "velocity"] = "flow_grpo"
+    beta: float = Field(0.0, ge=0)
+    """Weight of the pull to the frozen model. Not portable between forms; 0 skips the reference forward."""
+
+
+class LossConfig(Section):
+    clip: float = Field(1e-4, gt=0)
+    """Ratio range. The log-probability is a mean over latent elements, so the range belongs to one latent
+    shape, one kind of step and one ``log_prob`` scale."""
+    log_prob: Literal["full", "flow_grpo"] = "full"
+    """``full``: Gaussian log-density. ``flow_grpo``: -mean((next - mean)^2), the reference's scale for CPS."""
+    advantage_clip: float = Field(5.0, gt=0)
+    ratio_norm: bool = False
+    """GRPO-Guard: removes the log-ratio's bias and brings all steps to one scale."""
+    kl: KLConfig = KLConfig()
+
+    @model_validator(mode="after")
+    def _ratio_norm_is_of_the_density(self) -> "LossConfig":
+        if self.ratio_norm and self.log_prob != "full":
+            raise ValueError("ratio_norm is defined on the full log-density: set log_prob to full")
+        return self
+
+
+class AdvantageConfig(Section):
+    statistics: Literal["group", "global"] = "group"
+    """Divide by the group's standard deviation (paper) or by the whole epoch's (reference code)."""
+    aggregation: Literal["sum", "normalised"] = "sum"
+    """Weighted sum of raw rewards, or of rewards normalised inside their group first."""
+
+
+class OptimizerConfig(Section):
+    learning_rate: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    beta2: float = Field(0.999, gt=0, lt=1)
+    grad_clip: float = Field(1.0, gt=0)
+    updates_per_epoch: int = Field(2, ge=1)
+    """Optimizer steps an epoch; each takes an equal share of the epoch's batches."""
+    ema_decay: float = Field(0.9, ge=0, lt=1)
+    """Bound of the moving average's decay min(ema_decay, (1 + n) / (10 + n))."""
+    ema_every: int = Field(8, ge=1)
+    """Optimizer steps between two updates of the average; short runs want 1."""
+
+
+class RewardConfig(Section):
+    """Where images are scored. A bearer token, if any, is read from the environment variable REWARD_TOKEN."""
+
+    url: str = "http://127.0.0.1:8100"
+    """The gateway, or one reward service."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Deadline of one group's scoring, retries included."""
+    max_missing: float = Field(0.05, ge=0, lt=1)
+    """Share of an epoch's scores that may be missing; above it the run stops and says which reward failed."""
+
+
+class EvaluationConfig(Section):
+    prompts: tuple[PromptSource, ...] = ()
+    """Held-out prompts; rewards' weights are not used, each reward is reported by itself."""
+    steps: int = Field(40, ge=1)
+    images_per_task: int = Field(60, ge=1)
+    """Images of each tag (task), spread evenly over its prompts, with fixed seeds."""
+    batch: int = Field(24, ge=1)
+    every: int = Field(0, ge=0)
+    """Epochs between evaluations during training; 0 evaluates only before and after."""
+    seed: int = 1_000_003
+
+
+class TrainConfig(Section):
+    name: str
+    seed: int = 0
+    epochs: int = Field(ge=1)
+    model: ModelConfig
+    lora: LoraSettings = LoraSettings()
+    prompts: tuple[PromptSource, ...] = Field(min_length=1)
+    rollout: RolloutConfig = RolloutConfig()
+    loss: LossConfig = LossConfig()
+    advantages: AdvantageConfig = AdvantageConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    rewards: RewardConfig = RewardConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint_every: int = Field(20, ge=1)
+    """Epochs between checkpoints; one is always written at the end."""
+    samples_every: int = Field(10, ge=1)
+    """Epochs between sample grids."""
+    out: str = "runs"
+    """Folder that holds the run's folder."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "TrainConfig":
+        rollout, updates = self.rollout, self.optimizer.updates_per_epoch
+        if rollout.groups % rollout.groups_per_batch:
+            raise ValueError(
+                f"rollout.groups ({rollout.groups}) is not a multiple of rollout.groups_per_batch "
+                f"({rollout.groups_per_batch})"
+            )
+        batches = rollout.groups // rollout.groups_per_batch
+        if batches % updates:
+            raise ValueError(f"{batches} batches an epoch cannot be shared evenly by {updates} updates")
+        return self
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Reads a recipe and applies ``--a.b=value`` overrides, whose values are YAML.
+
+    Raises ConfigError naming the recipe and every key at fault.
+    """
+    path = Path(recipe)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of settings")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc']) or 'recipe'}: {fault['msg']}" for fault in error.errors()
+        )
+        raise ConfigError(f"{path}: {faults}") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.removeprefix("--").partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: expected --key=value")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        below = node.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"override {override!r}: {parent} is not a section")
+        node = below
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error

@@ -1,0 +1,171 @@
+"""Evaluation: held-out prompts, the ODE, fixed seeds; and ``flow-grpo evaluate``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from reward_api import Outcome, Score
+from trainer.config import ConfigError, EvaluationConfig, load_config
+from trainer.draws import key
+from trainer.models.sd3 import SD3, ModelError
+from trainer.prompts import Prompt, PromptError, load_prompts
+from trainer.rollout import sample
+from trainer.scoring import Outcomes, RewardFailure, RewardScorer
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One evaluated image: ``scores`` holds each reward's result, None where it is missing."""
+
+    prompt: str
+    tag: str
+    image: NDArray[np.uint8]
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class RewardSummary:
+    """``score`` is the mean over tasks of ``tasks``, the mean result of each task's images."""
+
+    score: float
+    tasks: dict[str, float]
+    images: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    rewards: dict[str, RewardSummary]
+    images: list[Judged]
+
+    def save(self, folder: Path, label: str) -> None:
+        """Writes ``LABEL.json`` and the pictures beside it."""
+        pictures = folder / label
+        pictures.mkdir(parents=True, exist_ok=True)
+        items = []
+        for index, judged in enumerate(self.images):
+            name = f"{index:04d}.png"
+            Image.fromarray(judged.image).save(pictures / name)
+            items.append(
+                {"prompt": judged.prompt, "tag": judged.tag, "image": f"{label}/{name}", "scores": judged.scores}
+            )
+        summary = {name: asdict(reward) for name, reward in self.rewards.items()}
+        (folder / f"{label}.json").write_text(json.dumps({"rewards": summary, "items": items}, indent=1))
+
+
+def plan(prompts: Sequence[Prompt], config: EvaluationConfig) -> list[tuple[Prompt, int]]:
+    """(prompt, noise key) of each image: ``images_per_task`` for every tag, its prompts in turn."""
+    by_tag: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_tag.setdefault(prompt.tag, []).append(prompt)
+    chosen = []
+    for tag, same in by_tag.items():
+        for index in range(config.images_per_task):
+            # A stride through the list meets all kinds of prompts even where there are more prompts than images.
+            prompt = same[index * len(same) // config.images_per_task if len(same) > config.images_per_task else index % len(same)]
+            chosen.append((prompt, key(config.seed, "evaluate", tag, index)))
+    return chosen
+
+
+def evaluate(
+    model: SD3, scorer: RewardScorer, prompts: Sequence[Prompt], config: EvaluationConfig, guidance: float, label: str
+) -> Evaluation:
+    """Draws and scores the held-out images with whatever weights the model holds. Raises RewardFailure."""
+    chosen = plan(prompts, config)
+    unconditional = model.encode([""]) if guidance > 1 else None
+    pending: list[Future[Outcomes]] = []
+    drawn: list[NDArray[np.uint8]] = []
+    with tqdm(total=len(chosen), desc=f"evaluate {label}", unit="image", dynamic_ncols=True) as bar:
+        for start in range(0, len(chosen), config.batch):
+            batch = chosen[start : start + config.batch]
+            batch_prompts = [prompt for prompt, _ in batch]
+            images = sample(
+                model,
+                model.encode([prompt.text for prompt in batch_prompts]),
+                unconditional.expand(len(batch)) if unconditional else None,
+                [noise for _, noise in batch],
+                config.steps,
+                guidance,
+            )
+            pending.append(scorer.submit(images, batch_prompts))
+            drawn.extend(images)
+            bar.update(len(batch))
+    answers = [answer for future in pending for answer in scorer.collect(future, f"the evaluation {label!r}")]
+    judged = [
+        Judged(prompt.text, prompt.tag, image, {name: result(answer.get(name)) for name in prompt.rewards})
+        for (prompt, _), image, answer in zip(chosen, drawn, answers, strict=True)
+    ]
+    names = sorted({name for judge in judged for name in judge.scores})
+    return Evaluation({name: summarise(judged, name) for name in names}, judged)
+
+
+def result(outcome: Outcome | None) -> float | None:
+    """The benchmark's result of one image: GenEval's official verdict where the details carry one, else the score."""
+    if not isinstance(outcome, Score):
+        return None
+    correct = outcome.details.get("correct")
+    return outcome.score if correct is None else float(correct)
+
+
+def summarise(images: Sequence[Judged], reward: str) -> RewardSummary:
+    """Mean over tasks of each task's mean. Raises RewardFailure if a task has no score at all."""
+    asked = [judged for judged in images if reward in judged.scores]
+    tasks = {}
+    for tag in dict.fromkeys(judged.tag for judged in asked):
+        known = [score for judged in asked if judged.tag == tag and (score := judged.scores[reward]) is not None]
+        if not known:
+            raise RewardFailure(f"the evaluation has no {reward} score for any image of the task {tag!r}")
+        tasks[tag] = float(np.mean(known))
+    missing = sum(judged.scores[reward] is None for judged in asked)
+    return RewardSummary(float(np.mean(list(tasks.values()))), tasks, len(asked), missing)
+
+
+def table(before: Evaluation | None, after: Evaluation) -> str:
+    """A text table of every reward's tasks, with both columns where there are two evaluations."""
+    lines = []
+    for name, reward in after.rewards.items():
+        old = before.rewards.get(name) if before else None
+        lines.append(f"{name:<16}{'before':>9}{'after':>9}" if old else f"{name:<16}{'score':>9}")
+        rows = [*reward.tasks.items(), ("mean of tasks", reward.score)]
+        for task, value in rows:
+            earlier = old.tasks.get(task, old.score) if old else None
+            first = f"{earlier:>9.3f}" if earlier is not None else ""
+            lines.append(f"  {task:<14}{first}{value:>9.3f}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="flow-grpo evaluate", description="Evaluates a recipe's model, or a LoRA of it, on the held-out prompts."
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--lora", type=Path, help="folder with pytorch_lora_weights.safetensors; without it the base")
+    parser.add_argument("--out", type=Path, help="folder for the results as JSON and the pictures")
+    options, overrides = parser.parse_known_args(argv)
+    try:
+        config = load_config(options.recipe, overrides)
+        prompts = [prompt for source in config.evaluation.prompts for prompt in load_prompts(source)]
+        if not prompts:
+            raise ConfigError(f"{options.recipe}: evaluation.prompts is empty")
+        with RewardScorer(config.rewards) as scorer:
+            scorer.require({name for prompt in prompts for name in prompt.rewards})
+            model = SD3(config.model, config.lora, config.seed)
+            if options.lora:
+                model.load_lora(options.lora)
+            outcome = evaluate(model, scorer, prompts, config.evaluation, config.rollout.guidance, "held-out")
+    except (ConfigError, PromptError, ModelError, RewardFailure) as error:
+        sys.stderr.write(f"flow-grpo evaluate: {error}\n")
+        return 1
+    if options.out:
+        outcome.save(options.out, "evaluation")
+    sys.stdout.write(table(None, outcome) + "\n")
+    return 0

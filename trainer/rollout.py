@@ -1,0 +1,113 @@
+"""Rollouts: groups of images and the trajectory the update replays.
+
+Shapes: a batch holds whole groups, B = groups_per_batch x group_size images, copies of one prompt side by side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.config import RolloutConfig
+from trainer.draws import key, stream
+from trainer.models.sd3 import SD3, Conditioning
+from trainer.policy_loss import log_prob
+from trainer.steps import STEPS
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One stochastic step t -> s of a batch, all in float32."""
+
+    t: float
+    s: float
+    x_BCHW: Tensor
+    next_BCHW: Tensor
+    mean_BCHW: Tensor
+    log_prob_B: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch's pictures (B, H, W, 3), the text features they were drawn with, and the steps of the window."""
+
+    slots: tuple[int, ...]
+    images: NDArray[np.uint8]
+    text: Conditioning
+    unconditional: Conditioning | None
+    transitions: tuple[Transition, ...]
+
+
+def window(config: RolloutConfig, seed: int, epoch: int) -> range:
+    """The stochastic, trained steps of an epoch: one draw for all groups of all ranks.
+
+    A window that differed inside a group would compare images of different policies.
+    """
+    if config.window is None:
+        return range(config.steps - 1)
+    settings = config.window
+    start = stream(seed, "window", epoch).randint(settings.first, settings.last - settings.size)
+    return range(start, start + settings.size)
+
+
+class ImageNoise:
+    """All noise of a batch's images: each image has a stream of its own."""
+
+    def __init__(self, keys: Sequence[int], shape: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator().manual_seed(value) for value in keys]
+        self._shape = tuple(shape)
+        self._device = device
+
+    def draw(self) -> Tensor:
+        """(B, C, H, W), standard normal."""
+        each = [torch.randn(self._shape, generator=generator) for generator in self._generators]
+        return torch.stack(each).to(self._device)
+
+
+@torch.no_grad()
+def roll_out(
+    model: SD3,
+    text: Conditioning,
+    unconditional: Conditioning | None,
+    slots: Sequence[int],
+    config: RolloutConfig,
+    scale: str,
+    trained: range,
+    seed: int,
+    epoch: int,
+) -> Rollout:
+    """Draws ``group_size`` images for each slot. ``text`` holds one row a slot; ``scale`` is the log-prob's."""
+    size = config.group_size
+    text = text.expand(size)
+    unconditional = unconditional.expand(len(slots) * size) if unconditional is not None else None
+    keys = [key(seed, "image", epoch, slot, image) for slot in slots for image in range(size)]
+    noises = ImageNoise(keys, model.latent_shape, model.device)
+    sigmas = model.sigmas(config.steps)
+    x = noises.draw()
+    transitions = []
+    for index, (t, s) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        v = model.velocity(x, t, text, unconditional, config.guidance)
+        if index not in trained:
+            x = STEPS["ode"](x, v, t, s, 0.0).mean
+            continue
+        step = STEPS[config.step](x, v, t, s, config.noise_level)
+        following = step.mean + step.std * noises.draw()
+        transitions.append(Transition(t, s, x, following, step.mean, log_prob(following, step, scale)))
+        x = following
+    return Rollout(tuple(slots), model.decode(x), text, unconditional, tuple(transitions))
+
+
+@torch.no_grad()
+def sample(
+    model: SD3, text: Conditioning, unconditional: Conditioning | None, keys: Sequence[int], steps: int, guidance: float
+) -> NDArray[np.uint8]:
+    """Pictures (B, H, W, 3) by the ODE, one noise key an image, as evaluation wants them."""
+    x = ImageNoise(keys, model.latent_shape, model.device).draw()
+    sigmas = model.sigmas(steps)
+    for t, s in zip(sigmas[:-1], sigmas[1:], strict=True):
+        v = model.velocity(x, t, text, unconditional, guidance)
+        x = STEPS["ode"](x, v, t, s, 0.0).mean
+    return model.decode(x)
