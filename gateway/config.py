@@ -33,7 +33,7 @@ class RewardRoute(BaseModel):
     queue_bytes: int = Field(2**30, ge=1)  # pixels held in memory for this reward; beyond this, 429
     batch_bytes: int = Field(24 * 2**20, ge=1)  # pixels in one batch; below the services' limit on a body
     inflight_batches: int = Field(2, ge=1)  # at one replica: one that runs and one that waits hides the network
-    batch_timeout_s: Seconds = 60.0  # a replica silent for this long has failed the batch
+    batch_timeout_s: Seconds = 120.0  # a replica silent for this long has failed the batch
     eject_after: int = Field(5, ge=1)  # failures in a row
     eject_s: Seconds = 1.0  # rest after the first ejection, doubled with each further one
     eject_max_s: Seconds = 60.0

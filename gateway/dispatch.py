@@ -125,6 +125,8 @@ class Dispatcher:
                 self.route.max_batch,
                 info.batch_limit,
             )
+        if self.info is not None and self.info.version != info.version:
+            logger.warning("%s: a replica serves version %s, another %s", self.reward, info.version, self.info.version)
         self.info = info
         self.queue.max_batch = min(self.route.max_batch, info.batch_limit)
 
@@ -157,7 +159,7 @@ class Dispatcher:
         self._set_timer(now)
 
     async def aclose(self) -> None:
-        """Cancels what is in flight. Waiting callers get `no_replica`."""
+        """Cancels what is in flight. Those who wait get the item error `no_replica`."""
         if self._timer is not None:
             self._timer.cancel()
         for flight in self._flights:
@@ -190,7 +192,7 @@ class Dispatcher:
                 replica.url, items, deterministic=batch.deterministic, timeout_s=max(patience_s, 0.001)
             )
         except Unreachable as fault:
-            self._mark_down(replica)
+            self._mark_down(replica, fault)
             self._again(batch, fault, failures=batch.failures)
         except Busy as fault:
             self.replicas.busy(replica, self._clock() + fault.retry_after_s)
@@ -199,10 +201,13 @@ class Dispatcher:
             self._take_apart(batch, fault)
         except Failed as fault:
             if fault.connection_lost:
-                self._mark_down(replica)
+                self._mark_down(replica, fault)
             if not fault.timed_out or patience_s == self.route.batch_timeout_s:
                 self._blame(replica)
             self._failed(batch, replica, fault)
+        except BaseException:  # cancelled with the gateway, or a fault of our own: nobody is left waiting
+            self._settle(batch.entries, ItemError(ErrorCode.NO_REPLICA, "the gateway gave the batch up"))
+            raise
         else:
             self.replicas.succeeded(replica, self._clock())
             self._answered(batch, replica, outcomes)
@@ -248,7 +253,9 @@ class Dispatcher:
         for entry in batch.entries:
             self.queue.put_back(Batch([entry], suspect=True))
 
-    def _mark_down(self, replica: Replica) -> None:
+    def _mark_down(self, replica: Replica, fault: Exception) -> None:
+        if replica.up:
+            logger.warning("%s: replica %s is down: %s", self.reward, replica.url, fault)
         self.replicas.probed(replica, False, self._clock())
         self._metrics.replica_up.labels(replica.url).set(0)
 

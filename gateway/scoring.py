@@ -10,7 +10,7 @@ import httpx
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatcher
 from gateway.metrics import GatewayMetrics
-from gateway.probes import probe, watch
+from gateway.probes import Probe
 from gateway.upstream import Upstream
 from reward_api import EnvelopeError, ErrorCode, Item, ItemError, Outcome, RewardInfo
 from reward_api.http import ParsedRequest
@@ -30,18 +30,22 @@ class Gateway:
         self.dispatchers = {
             name: Dispatcher(name, route, self._upstream.score, self.metrics) for name, route in config.rewards.items()
         }
-        self._probes: list[asyncio.Task[None]] = []
+        self._probes = [
+            Probe(dispatcher, replica, self._upstream, config)
+            for dispatcher in self.dispatchers.values()
+            for replica in dispatcher.replicas.replicas
+        ]
+        self._probing: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Gateway":
-        pairs = [(d, replica) for d in self.dispatchers.values() for replica in d.replicas.replicas]
-        await asyncio.gather(*(probe(d, replica, self._upstream, self.config) for d, replica in pairs))
-        self._probes = [asyncio.create_task(watch(d, r, self._upstream, self.config)) for d, r in pairs]
+        await asyncio.gather(*(probe.once() for probe in self._probes))
+        self._probing = [asyncio.create_task(probe.run()) for probe in self._probes]
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        for task in self._probes:
+        for task in self._probing:
             task.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
+        await asyncio.gather(*self._probing, return_exceptions=True)
         for dispatcher in self.dispatchers.values():
             await dispatcher.aclose()
         await self._upstream.aclose()

@@ -59,13 +59,17 @@ class Upstream:
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"} if token else {},
             transport=transport,
+            trust_env=False,  # replicas are addressed directly, never through a proxy of the environment
             # How many requests are out is the dispatchers' business; idle connections close before the servers' 75 s.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
         )
 
     async def score(self, url: str, items: Sequence[Item], *, deterministic: bool, timeout_s: float) -> list[Outcome]:
         """One outcome an item, in order. Raises Unreachable, Busy, Refused or Failed, and nothing else."""
-        body = encode_request([replace(item, rewards=()) for item in items], deterministic=deterministic)
+        try:
+            body = encode_request([replace(item, rewards=()) for item in items], deterministic=deterministic)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Refused(422, f"metadata that cannot be sent on: {error}") from error
         headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "X-Deadline-Ms": str(int(timeout_s * 1000))}
         try:
             async with asyncio.timeout(timeout_s):

@@ -47,11 +47,13 @@ def advantages(
     ``normalised``: each reward is normalised inside its group, then summed with weights, then brought to unit spread
     over the epoch, so that no reward dominates by its scale.
     """
+    total = weighted_sum(rewards, weights_S)
     if config.aggregation == "sum":
-        total = weighted_sum(rewards, weights_S)
         deviation = _deviation(total) if config.statistics == "global" else None
         return normalise_groups(total, deviation)
-    normalised = {name: normalise_groups(values) for name, values in rewards.items()}
+    # An image that misses one reward leaves the statistics of its group's other rewards too.
+    complete = {name: np.where(np.isnan(total), np.nan, values) for name, values in rewards.items()}
+    normalised = {name: normalise_groups(values) for name, values in complete.items()}
     total = weighted_sum(normalised, weights_S)
     known = total[~np.isnan(total)]
     if not known.size:

@@ -8,6 +8,7 @@ function of how far the best outline is from the contour: whole clean shapes exc
 merged and half shapes stay below.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,8 +100,10 @@ class ShapesDetector:
         pieces = []
         for whole in _connected(off):
             for part in self._one_color_parts(whole, nearest, rgb, ground):
-                pieces.append(_opacity(part, off & ~part, rgb, ground))
-        return [piece for piece in pieces if (piece > 0.5).sum() >= SMALLEST_PIECE]
+                if not _spans(part):
+                    pieces.append(_opacity(part, off & ~part, rgb, ground))
+        whole_enough = (piece for piece in pieces if (piece > 0.5).sum() >= SMALLEST_PIECE)
+        return list(itertools.islice(whole_enough, MOST_PIECES))
 
     def _one_color_parts(
         self,
@@ -112,14 +115,16 @@ class ShapesDetector:
         """Split a connected piece (H, W) that shows several flat colors; a rim's mixed colors do not count."""
         cores: list[NDArray[np.bool_]] = []
         left = whole
-        while True:
-            counts = np.bincount(nearest[_eroded(left)], minlength=len(self._palette))
-            if counts.max() < (1 if not cores else SMALLEST_CORE):
+        for _ in self._palette:
+            inside = _eroded(left)
+            counts = np.bincount(nearest[inside], minlength=len(self._palette))
+            if counts.max() < (SMALLEST_CORE if cores else 1):
                 break
-            core = _eroded(left) & (nearest == counts.argmax())
+            painted = nearest == counts.argmax()
+            core = inside & painted
             cores.append(core)
             color = np.median(rgb[core], axis=0)
-            left = left & (_off_line(rgb, ground, color) > MIXTURE_TOLERANCE)
+            left = left & ~painted & (_off_line(rgb, ground, color) > MIXTURE_TOLERANCE)
         if len(cores) < 2:
             return [whole]
         distances = [cv2.distanceTransform((~core).astype(np.uint8), cv2.DIST_L2, 3) for core in cores]
@@ -165,7 +170,7 @@ def _ground(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
     close = np.abs(rgb - GROUND).max(axis=-1) < 28
     if close.mean() < 0.05:
         return np.full(3, GROUND, dtype=np.float32)
-    return np.median(rgb[close], axis=0).astype(np.float32)
+    return np.asarray(np.median(rgb[close], axis=0), dtype=np.float32)
 
 
 def _connected(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
@@ -174,6 +179,11 @@ def _connected(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     areas = stats[:, cv2.CC_STAT_AREA]
     order = sorted((i for i in range(1, count) if areas[i] >= SMALLEST_PIECE), key=lambda i: -areas[i])
     return [labels == i for i in order[:MOST_PIECES]]
+
+
+def _spans(mask: NDArray[np.bool_]) -> bool:
+    """Whether a mask reaches from one border of the picture to the opposite one: then its outline is not seen."""
+    return bool((mask[0].any() and mask[-1].any()) or (mask[:, 0].any() and mask[:, -1].any()))
 
 
 def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """The OCR reward as a scorer."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +33,8 @@ class OcrScorer:
 
     def __init__(self, strict: bool = False, reader: Reader | None = None) -> None:
         self.strict = strict
-        self.version = "rapidocr-ppocrv6-small+strict" if strict else "rapidocr-ppocrv6-small"
+        engine = f"rapidocr-{version('rapidocr')}" if reader is None else type(reader).__name__
+        self.version = f"{engine}+strict" if strict else engine
         self.meaning = (
             "1 - edit distance / length of the longer of target and reading"
             if strict
@@ -51,9 +53,7 @@ class OcrScorer:
     def _score_item(self, item: Item) -> Outcome:
         target = target_text(item.prompt)
         if target is None:
-            message = (
-                f'the prompt quotes no text; write it in double quotes: a sign that says "OPEN" (got {item.prompt[:200]!r})'
-            )
+            message = f'no text in double quotes, as in: a sign that says "OPEN"; got {item.prompt[:200]!r}'
             return ItemError(ErrorCode.MISSING_TEXT, message)
         lines = self._read(item.image)
         recognised = "".join(line.text for line in lines)

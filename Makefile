@@ -1,0 +1,42 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RECIPE ?= recipes/tiny_geneval.yaml
+
+.PHONY: help install demo test unit integration check format clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(INSTALLED) ## make the virtual environment
+
+demo: $(INSTALLED) ## train the tiny world on GenEval, evaluate before and after
+	@exec $(BIN)/flow-grpo demo --recipe $(RECIPE)
+
+test: unit integration ## all tests that need no Docker and no GPU
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest tests/unit
+
+integration: $(INSTALLED)
+	$(BIN)/python -m pytest tests/integration
+
+check: $(INSTALLED) ## linter, formatter, types, import arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what can be made again
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs

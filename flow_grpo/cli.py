@@ -1,0 +1,122 @@
+"""The `flow-grpo` command. Every part is imported only when its command is used."""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+REWARDS = ("geneval", "ocr", "pickscore")
+# Commands that read their own arguments: name -> (module with main(argv) -> int, what it does).
+DELEGATED = {
+    "train": ("trainer.train", "train a model: flow-grpo train RECIPE [--key=value ...]"),
+    "evaluate": ("trainer.evaluate", "score a model on held-out prompts: flow-grpo evaluate RECIPE_OR_MODEL ..."),
+    "demo": ("flow_grpo.demo", "the whole path on this machine: services, gateway, training, evaluation"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 1 after a failure, 2 for wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
+    try:
+        if arguments and arguments[0] in DELEGATED:
+            return _delegate(arguments[0], arguments[1:])
+        return _serve(_parser().parse_args(arguments))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flow-grpo",
+        description="Online reinforcement learning for text-to-image flow models, with rewards served over HTTP.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="serve a reward, or the gateway before several",
+        description="Serves one reward or the gateway over HTTP until SIGTERM or Ctrl-C. "
+        "The environment variable REWARD_TOKEN, where set, is asked of callers as bearer token.",
+    )
+    serve.add_argument(
+        "target", metavar="TARGET", help=f"{', '.join(REWARDS)}, gateway, or MODULE:CLASS for a scorer of your own"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
+    serve.add_argument("--ready-file", type=Path, metavar="FILE", help="write the address here once it answers")
+    serve.add_argument("--config", type=Path, metavar="FILE", help="the gateway's YAML file")
+    serve.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=_key_value,
+        metavar="KEY=VALUE",
+        help="an argument of the scorer, e.g. --option detector=shapes; repeatable",
+    )
+    for name, (_, text) in DELEGATED.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _serve(args: argparse.Namespace) -> int:
+    is_gateway = args.target == "gateway"
+    if is_gateway and (args.config is None or args.option):
+        return _complain("serve gateway takes --config FILE, and no --option", status=2)
+    if not is_gateway and args.config is not None:
+        return _complain("--config belongs to serve gateway; a reward takes --option KEY=VALUE", status=2)
+    try:
+        from flow_grpo.runner import end_with_parent
+        from reward_api.client import TOKEN_VARIABLE
+        from reward_api.listening import serve
+
+        end_with_parent()
+        token = os.environ.get(TOKEN_VARIABLE) or None
+        if is_gateway:
+            from gateway import app as gateway_app
+            from gateway.config import load_config
+
+            app = gateway_app.create_app(load_config(args.config), token=token)
+        else:
+            from reward_services import service
+            from reward_services.registry import load_scorer
+
+            app = service.create_app(load_scorer(args.target, dict(args.option)), token=token)
+        if args.port:
+            print(f"serving {args.target} at http://{args.host}:{args.port} (/docs), Ctrl-C ends it", file=sys.stderr)
+        serve(app, args.host, args.port, args.ready_file, token=token)
+    except ModuleNotFoundError as error:
+        return _complain(_missing(error, args.target))
+    except (ValueError, OSError) as error:
+        return _complain(f"serve {args.target}: {error}")
+    return 0
+
+
+def _delegate(command: str, arguments: Sequence[str]) -> int:
+    name = DELEGATED[command][0]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return _complain(_missing(error, "demo" if command == "demo" else "trainer"))
+    return cast(int, module.main(arguments))
+
+
+def _missing(error: ModuleNotFoundError, extra: str) -> str:
+    hint = f"; pip install 'flow-grpo[{extra}]' brings what {extra} needs" if ":" not in extra else ""
+    return f"{error}{hint}"
+
+
+def _complain(message: str, *, status: int = 1) -> int:
+    print(f"flow-grpo: {message}", file=sys.stderr)
+    return status

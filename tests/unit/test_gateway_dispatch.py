@@ -1,0 +1,280 @@
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+import pytest
+
+from gateway.config import RewardRoute
+from gateway.dispatch import Dispatcher
+from gateway.metrics import GatewayMetrics
+from gateway.upstream import Busy, Failed, Refused, Unreachable
+from reward_api import Item, ItemError, Outcome, RewardInfo, Score
+
+pytestmark = pytest.mark.unit
+
+A, B = "http://a", "http://b"
+Answer = Callable[[str, list[int]], Awaitable[list[Outcome]]]
+
+
+def item(number: int) -> Item:
+    return Item(np.full((2, 2, 3), number, np.uint8), "a prompt")
+
+
+async def right(url: str, numbers: list[int]) -> list[Outcome]:
+    return [Score(float(n)) for n in numbers]
+
+
+class Services:
+    """What the dispatcher sends to; `sent` lists (url, item numbers, deterministic) of every batch."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.sent: list[tuple[str, list[int], bool]] = []
+
+    async def send(self, url: str, items: Sequence[Item], *, deterministic: bool, timeout_s: float) -> list[Outcome]:
+        numbers = [int(one.image[0, 0, 0]) for one in items]
+        self.sent.append((url, numbers, deterministic))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.answer(url, numbers)
+        except TimeoutError as error:
+            raise Failed(f"{url}: no answer", timed_out=True) from error
+
+    def dispatcher(self, *, up: Sequence[str] = (A, B), **route: object) -> Dispatcher:
+        settings = {"replicas": [A, B], "max_batch": 4, "inflight_batches": 1, "no_replica_grace_s": 0.05} | route
+        dispatcher = Dispatcher("fake", RewardRoute(**settings), self.send, GatewayMetrics())
+        for replica in dispatcher.replicas.replicas:
+            if replica.url in up:
+                dispatcher.probed(replica, True)
+        return dispatcher
+
+
+async def outcomes_of(
+    dispatcher: Dispatcher, count: int, *, timeout_s: float = 5.0, deterministic: bool = False
+) -> list[Outcome]:
+    tickets = dispatcher.submit([item(n) for n in range(count)], timeout_s=timeout_s, deterministic=deterministic)
+    async with asyncio.timeout(5.0):
+        return [await ticket.payload.outcome for ticket in tickets]
+
+
+def scores(outcomes: Sequence[Outcome]) -> list[float]:
+    assert all(isinstance(outcome, Score) for outcome in outcomes), outcomes
+    return [outcome.score for outcome in outcomes if isinstance(outcome, Score)]
+
+
+async def test_outcomes_stand_at_the_place_of_their_item_whatever_arrives_first():
+    async def slow_first(url: str, numbers: list[int]) -> list[Outcome]:
+        await asyncio.sleep(0.03 if 0 in numbers else 0.0)
+        return await right(url, numbers)
+
+    services = Services(slow_first)
+    dispatcher = services.dispatcher()
+    assert scores(await outcomes_of(dispatcher, 11)) == list(range(11))
+    assert {url for url, _, _ in services.sent} == {A, B}
+    assert max(len(numbers) for _, numbers, _ in services.sent) == 4
+
+
+async def test_items_gather_only_while_every_replica_is_busy():
+    gate = asyncio.Event()
+
+    async def held(url: str, numbers: list[int]) -> list[Outcome]:
+        await gate.wait()
+        return await right(url, numbers)
+
+    services = Services(held)
+    dispatcher = services.dispatcher()
+    tickets = [ticket for n in range(5) for ticket in dispatcher.submit([item(n)], timeout_s=5.0)]
+    await asyncio.sleep(0)
+    assert [numbers for _, numbers, _ in services.sent] == [[0], [1]]
+    gate.set()
+    assert scores([await ticket.payload.outcome for ticket in tickets]) == [0, 1, 2, 3, 4]
+    assert services.sent[2][1] == [2, 3, 4]
+
+
+async def test_a_delay_gathers_until_the_oldest_has_waited():
+    services = Services(right)
+    dispatcher = services.dispatcher(max_delay_ms=30)
+    first = asyncio.create_task(outcomes_of(dispatcher, 1))
+    await asyncio.sleep(0.01)
+    assert not services.sent
+    await outcomes_of(dispatcher, 1)
+    await first
+    assert [numbers for _, numbers, _ in services.sent] == [[0, 0]]
+
+
+async def test_a_dead_replica_loses_nothing():
+    async def a_dies(url: str, numbers: list[int]) -> list[Outcome]:
+        await asyncio.sleep(0.01)
+        if url == A:
+            raise Failed("connection reset", connection_lost=True)
+        return await right(url, numbers)
+
+    services = Services(a_dies)
+    dispatcher = services.dispatcher()
+    assert scores(await outcomes_of(dispatcher, 20)) == list(range(20))
+    assert [replica.up for replica in dispatcher.replicas.replicas] == [False, True]
+    assert sum(url == A for url, _, _ in services.sent) == 1
+
+
+async def test_an_item_that_kills_its_replicas_is_found_and_the_others_get_their_scores():
+    async def poisoned(url: str, numbers: list[int]) -> list[Outcome]:
+        await asyncio.sleep(0.001)
+        if 2 in numbers:
+            raise Failed("500 Internal Server Error")
+        return await right(url, numbers)
+
+    services = Services(poisoned)
+    outcomes = await outcomes_of(services.dispatcher(inflight_batches=2), 16)
+    assert isinstance(outcomes[2], ItemError)
+    assert outcomes[2].code == "scorer_failed"
+    assert "500" in outcomes[2].message
+    assert scores(outcomes[:2] + outcomes[3:]) == [n for n in range(16) if n != 2]
+    blamed = [(url, numbers) for url, numbers, _ in services.sent if 2 in numbers]
+    assert [len(numbers) for _, numbers in blamed] == [4, 4, 1, 1]
+    assert {url for url, _ in blamed[:2]} == {A, B}  # the second try goes to the other replica
+
+
+async def test_a_suspect_never_takes_an_innocent_batch_along():
+    alive: dict[str, int] = {A: 0, B: 0}
+    company: list[int] = []
+
+    async def poisoned(url: str, numbers: list[int]) -> list[Outcome]:
+        alive[url] += 1
+        await asyncio.sleep(0.002)
+        if 0 in numbers:
+            company.append(alive[url])
+            alive[url] -= 1
+            raise Failed("500")
+        alive[url] -= 1
+        return await right(url, numbers)
+
+    outcomes = await outcomes_of(Services(poisoned).dispatcher(inflight_batches=3), 40)
+    assert sum(isinstance(outcome, ItemError) for outcome in outcomes) == 1
+    assert company[1:] == [1, 1, 1]
+
+
+async def test_a_batch_that_was_never_delivered_is_no_suspect():
+    async def a_refuses(url: str, numbers: list[int]) -> list[Outcome]:
+        if url == A:
+            raise Unreachable("connection refused")
+        return await right(url, numbers)
+
+    services = Services(a_refuses)
+    assert scores(await outcomes_of(services.dispatcher(), 4)) == [0, 1, 2, 3]
+    assert [numbers for _, numbers, _ in services.sent] == [[0, 1, 2, 3]] * 2
+
+
+async def test_a_busy_replica_is_left_alone_and_its_items_are_kept():
+    async def busy_once(url: str, numbers: list[int]) -> list[Outcome]:
+        if len(services.sent) == 1:
+            raise Busy("429", 0.03)
+        if len(services.sent) == 2:
+            return [Score(0.0), ItemError("overloaded", "stopping"), ItemError("overloaded", "stopping")]
+        return await right(url, numbers)
+
+    services = Services(busy_once)
+    assert scores(await outcomes_of(services.dispatcher(), 3)) == [0, 1, 2]
+    assert [numbers for _, numbers, _ in services.sent] == [[0, 1, 2], [0, 1, 2], [1, 2]]
+
+
+async def test_a_refused_batch_is_taken_apart_without_blame():
+    async def too_large(url: str, numbers: list[int]) -> list[Outcome]:
+        if 1 in numbers:
+            raise Refused(413, "body exceeds the limit")
+        return await right(url, numbers)
+
+    dispatcher = Services(too_large).dispatcher()
+    outcomes = await outcomes_of(dispatcher, 3)
+    assert isinstance(outcomes[1], ItemError)
+    assert outcomes[1].code == "image_too_large"
+    assert scores([outcomes[0], outcomes[2]]) == [0, 2]
+    assert all(replica.failures == 0 for replica in dispatcher.replicas.replicas)
+
+
+async def test_without_replica_items_wait_a_moment_and_are_told():
+    dispatcher = Services(right).dispatcher(up=[])
+    outcomes = await outcomes_of(dispatcher, 2)
+    assert [outcome.code for outcome in outcomes if isinstance(outcome, ItemError)] == ["no_replica"] * 2
+
+
+async def test_a_replica_that_comes_back_in_time_serves_what_waits():
+    dispatcher = Services(right).dispatcher(up=[], no_replica_grace_s=1.0)
+    waiting = asyncio.create_task(outcomes_of(dispatcher, 2))
+    await asyncio.sleep(0.01)
+    dispatcher.probed(dispatcher.replicas.replicas[1], True)
+    assert scores(await waiting) == [0, 1]
+
+
+async def test_dead_items_are_not_sent():
+    gate = asyncio.Event()
+
+    async def held(url: str, numbers: list[int]) -> list[Outcome]:
+        await gate.wait()
+        return await right(url, numbers)
+
+    services = Services(held)
+    dispatcher = services.dispatcher(up=[A])
+    running = asyncio.create_task(outcomes_of(dispatcher, 1))
+    await asyncio.sleep(0)
+    late = dispatcher.submit([item(7)], timeout_s=0.01)
+    abandoned = dispatcher.submit([item(8)], timeout_s=5.0)
+    dispatcher.abandon(abandoned)
+    assert dispatcher.queue.items == 1
+    await asyncio.sleep(0.02)
+    gate.set()
+    await running
+    outcome = await late[0].payload.outcome
+    assert isinstance(outcome, ItemError)
+    assert outcome.code == "deadline"
+    assert [numbers for _, numbers, _ in services.sent] == [[0]]
+
+
+async def test_a_silent_replica_costs_one_batch_timeout():
+    async def a_hangs(url: str, numbers: list[int]) -> list[Outcome]:
+        if url == A:
+            await asyncio.sleep(10)
+        return await right(url, numbers)
+
+    dispatcher = Services(a_hangs).dispatcher(batch_timeout_s=0.03)
+    assert scores(await outcomes_of(dispatcher, 4)) == [0, 1, 2, 3]
+    assert dispatcher.replicas.replicas[0].failures == 1
+
+
+async def test_deterministic_items_travel_by_themselves_unless_the_scorer_does_not_care():
+    services = Services(right)
+    dispatcher = services.dispatcher()
+    await outcomes_of(dispatcher, 2, deterministic=True)
+    dispatcher.learn(RewardInfo("fake", "1", batch_invariant=True, batch_limit=2))
+    await outcomes_of(dispatcher, 3, deterministic=True)
+    assert [(numbers, det) for _, numbers, det in services.sent] == [([0, 1], True), ([0, 1], False), ([2], False)]
+
+
+async def test_a_full_queue_says_when_to_return():
+    gate = asyncio.Event()
+
+    async def held(url: str, numbers: list[int]) -> list[Outcome]:
+        await gate.wait()
+        return await right(url, numbers)
+
+    dispatcher = Services(held).dispatcher(up=[A], queue_items=8, max_batch=2)
+    running = [asyncio.create_task(outcomes_of(dispatcher, 4)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    assert dispatcher.refused_for([item(0)] * 2) is None
+    assert dispatcher.refused_for([item(0)] * 3) == 1
+    gate.set()
+    for each in running:
+        await each
+    assert dispatcher.queue.items == 0
+
+
+async def test_closing_answers_those_who_wait():
+    async def never(url: str, numbers: list[int]) -> list[Outcome]:
+        await asyncio.sleep(60)
+        return []
+
+    dispatcher = Services(never).dispatcher(up=[A], max_batch=1)
+    tickets = dispatcher.submit([item(0), item(1)], timeout_s=5.0)
+    await asyncio.sleep(0)
+    await dispatcher.aclose()
+    outcomes = [ticket.payload.outcome.result() for ticket in tickets]
+    assert [outcome.code for outcome in outcomes if isinstance(outcome, ItemError)] == ["no_replica"] * 2

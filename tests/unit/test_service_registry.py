@@ -1,0 +1,65 @@
+"""From names and text options to scorers, with errors that say what to do."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from reward_services.ocr.scorer import OcrScorer
+from reward_services.registry import load_scorer
+
+pytestmark = pytest.mark.unit
+
+OWN = """
+class Constant:
+    name = "constant"
+    version = "1"
+
+    def __init__(self, value: float = 1.0, count: int = 2, label: str = "x"):
+        self.value, self.count, self.label = value, count, label
+
+    def score(self, batch):
+        return [self.value] * len(batch)
+
+
+class NoScorer:
+    name = "none"
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_rewards.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    return "my_rewards"
+
+
+def test_a_built_in_reward_with_options() -> None:
+    scorer = load_scorer("ocr", {"strict": "true"})
+    assert isinstance(scorer, OcrScorer)
+    assert scorer.strict
+
+
+def test_a_class_in_the_working_directory(own_module: str) -> None:
+    scorer = load_scorer(f"{own_module}:Constant", {"value": "2.5", "count": "3", "label": "y"})
+    assert (scorer.value, scorer.count, scorer.label) == (2.5, 3, "y")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("beauty", {}, "choose geneval, ocr, pickscore"),
+        ("no_such_module:Scorer", {}, "no_such_module"),
+        ("my_rewards:Missing", {}, "no class 'Missing'"),
+        ("my_rewards:NoScorer", {}, "lacks version, score"),
+        ("my_rewards:Constant", {"size": "3"}, "no option size"),
+        ("my_rewards:Constant", {"count": "many"}, "must be int, got 'many'"),
+        ("ocr", {"strict": "perhaps"}, "must be bool"),
+        ("pickscore", {}, "needs the option model"),
+    ],
+)
+def test_errors_name_what_is_wrong(own_module: str, name: str, options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_scorer(name, options)
