@@ -148,7 +148,7 @@ class Dispatcher:
             replica = (
                 self.replicas.pick(now, avoid=retry.avoid, idle=retry.suspect) if retry else self.replicas.pick(now)
             )
-            if replica is None:
+            if replica is None:  # fresh batches do not overtake a suspect, or no replica would ever be idle for it
                 break
             batch, expired = self.queue.take(now)
             self._settle(expired, ItemError(ErrorCode.DEADLINE, "the deadline passed before the item was sent"))

@@ -143,6 +143,15 @@ def table(before: Evaluation | None, after: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def saved_table(folder: Path) -> str:
+    """The table of the evaluations ``before`` and ``after`` that were saved into ``folder``."""
+    before, after = (
+        Evaluation({name: RewardSummary(**reward) for name, reward in saved["rewards"].items()}, [])
+        for saved in (json.loads((folder / f"{label}.json").read_text()) for label in ("before", "after"))
+    )
+    return table(before, after)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="flow-grpo evaluate", description="Evaluates a recipe's model, or a LoRA of it, on the held-out prompts."

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+
+from flow_grpo import demo
+from trainer.config import ConfigError, TrainConfig
+
+pytestmark = pytest.mark.unit
+
+
+def config(model: str, prompts: str, rewards: dict[str, float], held_out: dict[str, float] | None) -> TrainConfig:
+    evaluation = {"prompts": [{"path": "held_out.jsonl", "rewards": held_out}] if held_out else []}
+    tree = {
+        "name": "demo",
+        "epochs": 1,
+        "model": {"path": model},
+        "prompts": [{"path": prompts, "rewards": rewards}],
+        "evaluation": evaluation,
+    }
+    return TrainConfig.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("model", "prompts", "world"),
+    [
+        ("tiny_world:weights/small", "prompts.jsonl", "small"),
+        ("some/model", "tiny_world:prompt_sets/full_train.jsonl", "full"),
+        ("weights/small", "small_train.jsonl", None),
+        ("tiny_world:weights/other", "prompts.jsonl", None),
+    ],
+)
+def test_geneval_looks_for_the_shapes_of_the_recipes_world(model: str, prompts: str, world: str | None) -> None:
+    settings = config(model, prompts, {"geneval": 1.0}, {"geneval": 1.0})
+    assert demo.rewards_needed(settings) == {"geneval": {"world": world} if world else {}}
+    assert demo.rewards_needed(settings, "full") == {"geneval": {"world": "full"}}
+
+
+def test_training_and_evaluation_rewards_are_both_started() -> None:
+    settings = config("tiny_world:weights/small", "p.txt", {"geneval": 1.0, "ocr": 0.5}, {"pickscore": 1.0})
+    assert demo.rewards_needed(settings) == {"geneval": {"world": "small"}, "ocr": {}, "pickscore": {}}
+
+
+def test_a_recipe_without_evaluation_has_nothing_to_compare() -> None:
+    with pytest.raises(ConfigError, match="evaluation.prompts is empty"):
+        demo.rewards_needed(config("tiny_world:weights/small", "p.txt", {"geneval": 1.0}, None))
+
+
+def test_faults_found_before_anything_starts_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    assert demo.main([f"--recipe={tmp_path / 'absent.yaml'}", f"--out={out}"]) == 1
+    assert demo.main([f"--out={tmp_path / '..'}/.."]) == 1
+    complaints = capsys.readouterr().err.splitlines()
+    assert complaints[0] == f"flow-grpo demo: {tmp_path / 'absent.yaml'}: cannot be read (No such file or directory)"
+    assert len(complaints) == 1 or "names no folder" in complaints[1]
+    assert not out.exists()
