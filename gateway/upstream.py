@@ -15,11 +15,11 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 _DEFAULT_PAUSE_S = 0.5
 
 
-class Unreachable(Exception):  # noqa: N818 - named by what is known, like the three below
+class Unreachable(Exception):
     """The batch never reached the replica: nothing is known against the batch."""
 
 
-class Busy(Exception):  # noqa: N818
+class Busy(Exception):
     """The replica takes nothing for now: nothing is known against either."""
 
     def __init__(self, reason: str, retry_after_s: float) -> None:
@@ -27,7 +27,7 @@ class Busy(Exception):  # noqa: N818
         self.retry_after_s = retry_after_s
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """The replica calls the request as a whole wrong (4xx); sending it to another would change nothing."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -39,7 +39,7 @@ class Refused(Exception):  # noqa: N818
         return ItemError(code, f"refused by its reward service: {self}")
 
 
-class Failed(Exception):  # noqa: N818
+class Failed(Exception):
     """The replica got the batch and did not answer it: one of the two is bad."""
 
     def __init__(self, reason: str, *, timed_out: bool = False, connection_lost: bool = False) -> None:

@@ -49,6 +49,7 @@ class RewardClient:
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
             transport=transport,
+            trust_env=False,  # a proxy for the outside world must not catch calls to services
             # Below the servers' keep-alive of 75 s and more: no request goes out on a half-closed connection.
             limits=httpx.Limits(max_connections=64, keepalive_expiry=30.0),
         )

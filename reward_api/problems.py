@@ -40,11 +40,11 @@ def unknown_reward(index: int, name: str, known: Iterable[str]) -> EnvelopeError
     return EnvelopeError(422, "Unknown reward", detail, code=ErrorCode.UNKNOWN_REWARD, item=index, reward=name)
 
 
-class RewardUnavailable(Exception):  # noqa: N818 - the name says what is the matter with the reward
+class RewardUnavailable(Exception):
     """The service could not be reached, or not in time, after the allowed attempts."""
 
 
-class RewardRejected(Exception):  # noqa: N818
+class RewardRejected(Exception):
     """The service refused the request; sending it again would change nothing."""
 
     def __init__(self, url: str, problem: Problem) -> None:

@@ -257,6 +257,9 @@ def _fault_of_metadata(metadata: Any, max_depth: int) -> str | None:
         elif isinstance(value, float):
             if not math.isfinite(value):
                 return f"{path} is {value}; numbers must be finite"
-        elif value is not None and not isinstance(value, str | int | bool):
+        elif isinstance(value, int):
+            if not -(2**63) <= value < 2**64:
+                return f"{path} is an integer of more than 64 bits"
+        elif value is not None and not isinstance(value, str):
             return f"{path} is no JSON value"
     return None

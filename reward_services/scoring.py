@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _RATE_MEMORY = 0.8
 
 
-class QueueFull(Exception):  # noqa: N818
+class QueueFull(Exception):
     """The queue has no room; `retry_after_s` is when it should have, by the measured rate."""
 
     def __init__(self, retry_after_s: int) -> None:

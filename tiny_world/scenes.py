@@ -56,11 +56,7 @@ class Scene:
 
 def sample_scene(metadata: dict[str, Any], world: World, rng: random.Random) -> Scene:
     """A scene that shows exactly what the metadata asks for; colors and places it leaves open are drawn at random."""
-    wanted = [
-        (clause["class"], clause.get("color"))
-        for clause in metadata["include"]
-        for _ in range(clause["count"])
-    ]
+    wanted = [(clause["class"], clause.get("color")) for clause in metadata["include"] for _ in range(clause["count"])]
     relations = [clause.get("position") for clause in metadata["include"] for _ in range(clause["count"])]
     centres = _place(len(wanted), relations, world.size, rng)
     objects = []
@@ -131,9 +127,7 @@ def _place(
                 angle = _AXIS[name] + rng.uniform(-_CONE, _CONE)
                 cx, cy = tx + distance * math.cos(angle), ty + distance * math.sin(angle)
             inside = inset <= cx <= size - inset and inset <= cy <= size - inset
-            apart = all(
-                math.hypot(cx - px, cy - py) >= 1.15 * (radius + other) + _GAP for px, py, other in placed
-            )
+            apart = all(math.hypot(cx - px, cy - py) >= 1.15 * (radius + other) + _GAP for px, py, other in placed)
             if not (inside and apart):
                 break
             placed.append((cx, cy, radius))

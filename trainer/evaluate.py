@@ -69,10 +69,11 @@ def plan(prompts: Sequence[Prompt], config: EvaluationConfig) -> list[tuple[Prom
         by_tag.setdefault(prompt.tag, []).append(prompt)
     chosen = []
     for tag, same in by_tag.items():
-        for index in range(config.images_per_task):
-            # A stride through the list meets all kinds of prompts even where there are more prompts than images.
-            prompt = same[index * len(same) // config.images_per_task if len(same) > config.images_per_task else index % len(same)]
-            chosen.append((prompt, key(config.seed, "evaluate", tag, index)))
+        count = config.images_per_task
+        for index in range(count):
+            # With more prompts than images, a stride through the list still meets all kinds of prompts.
+            row = index * len(same) // count if len(same) > count else index % len(same)
+            chosen.append((same[row], key(config.seed, "evaluate", tag, index)))
     return chosen
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _CELL = 128
-_CAPTION = 34
+_CAPTION = 40
 _GAP = 6
 
 
@@ -41,7 +41,7 @@ def grid(samples: Sequence[Sample], columns: int = 8) -> Image.Image:
         score = "no score" if sample.score is None else f"{sample.score:.2f}"
         lines = textwrap.wrap(sample.prompt, 24)[:2]
         draw.multiline_text((x, y + _CELL + 1), "\n".join(lines), fill=(60, 60, 60), font=font, spacing=1)
-        draw.text((x + _CELL - 2, y + _CELL + 12), score, fill=(20, 80, 160), font=font, anchor="ra")
+        draw.text((x + _CELL - 2, y + _CELL + 27), score, fill=(20, 80, 160), font=font, anchor="ra")
     return sheet
 
 

@@ -40,11 +40,7 @@ def load_prompts(source: PromptSource) -> list[Prompt]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror})") from error
-    prompts = [
-        _parse(line, path, number, source)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    prompts = [_parse(line, path, number, source) for number, line in enumerate(lines, start=1) if line.strip()]
     if not prompts:
         raise PromptError(f"{path}: holds no prompt")
     if source.tag_weights:
@@ -62,7 +58,7 @@ def _parse(line: str, path: Path, number: int, source: PromptSource) -> Prompt:
     except ValueError as error:
         raise PromptError(f"{path}, line {number}: is not JSON: {error}") from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str) or not metadata["prompt"]:
-        raise PromptError(f"{path}, line {number}: needs a non-empty \"prompt\"")
+        raise PromptError(f'{path}, line {number}: needs a non-empty "prompt"')
     text = metadata["prompt"]
     return Prompt(text, metadata if "include" in metadata else None, metadata.get("tag", "prompt"), source.rewards)
 

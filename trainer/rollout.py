@@ -5,6 +5,7 @@ Shapes: a batch holds whole groups, B = groups_per_batch x group_size images, co
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from trainer.draws import key, stream
 from trainer.models.sd3 import SD3, Conditioning
 from trainer.policy_loss import log_prob
 from trainer.steps import STEPS
+import itertools
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def roll_out(
     sigmas = model.sigmas(config.steps)
     x = noises.draw()
     transitions = []
-    for index, (t, s) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for index, (t, s) in enumerate(itertools.pairwise(sigmas)):
         v = model.velocity(x, t, text, unconditional, config.guidance)
         if index not in trained:
             x = STEPS["ode"](x, v, t, s, 0.0).mean
@@ -107,7 +109,7 @@ def sample(
     """Pictures (B, H, W, 3) by the ODE, one noise key an image, as evaluation wants them."""
     x = ImageNoise(keys, model.latent_shape, model.device).draw()
     sigmas = model.sigmas(steps)
-    for t, s in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for t, s in itertools.pairwise(sigmas):
         v = model.velocity(x, t, text, unconditional, guidance)
         x = STEPS["ode"](x, v, t, s, 0.0).mean
     return model.decode(x)

@@ -121,7 +121,10 @@ def tabulate(outcomes: Sequence[Sequence[dict[str, Outcome]]], prompts: Sequence
     size = len(outcomes[0])
     names = sorted({name for prompt in prompts for name in prompt.rewards})
     table = RewardTable(
-        {name: np.full((len(prompts), size), np.nan) for name in names}, dict.fromkeys(names, 0), dict.fromkeys(names, 0), {}
+        {name: np.full((len(prompts), size), np.nan) for name in names},
+        dict.fromkeys(names, 0),
+        dict.fromkeys(names, 0),
+        {},
     )
     for slot, (group, prompt) in enumerate(zip(outcomes, prompts, strict=True)):
         for image, answer in enumerate(group):

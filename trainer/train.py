@@ -29,6 +29,18 @@ from trainer.scoring import Outcomes, RewardFailure, RewardScorer, RewardTable, 
 from trainer.tracking import Tracker
 from trainer.update import PolicyUpdate, TrainingFailure
 
+RUN_CONTENTS = (
+    "checkpoints",
+    "config.yaml",
+    "evaluation",
+    "metrics.jsonl",
+    "report.html",
+    "samples",
+    "summary.json",
+    "tensorboard",
+)
+"""What a run writes into its folder; starting again removes these and nothing else."""
+
 
 class Run:
     """One training run: the model, its optimizer and the folder they report to."""
@@ -228,7 +240,9 @@ def open_folder(config: TrainConfig, resume: bool, overwrite: bool) -> Path:
     if (folder / "config.yaml").exists() and not resume:
         if not overwrite:
             raise ConfigError(f"{folder} holds a run already: pass --resume to go on, --overwrite to start again")
-        shutil.rmtree(folder)
+        for name in RUN_CONTENTS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return folder
@@ -254,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except (RewardFailure, TrainingFailure):
                 if run.epochs_done:
                     run.save()
+                write_report(folder)
                 raise
     except (CheckpointError, ConfigError, ModelError, PromptError, RewardFailure, TrainingFailure) as error:
         sys.stderr.write(f"flow-grpo train: {error}\n")

@@ -38,6 +38,7 @@ def recipe(tmp_path: Path, pipeline_folder: Path) -> Path:
         "lora": {"rank": 2, "alpha": 4},
         "prompts": sources[:1],
         "rollout": {"groups": 2, "group_size": 2, "steps": 3},
+        "samples_every": 1,
         "evaluation": {"prompts": sources[1:], "steps": 2, "images_per_task": 2, "batch": 12},
     }
     path = tmp_path / "recipe.yaml"

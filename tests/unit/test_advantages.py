@@ -109,7 +109,9 @@ def test_shift_and_scale_of_a_reward_change_nothing(
     config: AdvantageConfig, table: NDArray[np.float64], shift: float, scale: float
 ):
     # The 1e-4 beside the deviation (at least .1 here) is all that scale may show.
-    np.testing.assert_allclose(one_reward(scale * table + shift, config), one_reward(table, config), rtol=2e-3, atol=1e-9)
+    np.testing.assert_allclose(
+        one_reward(scale * table + shift, config), one_reward(table, config), rtol=2e-3, atol=1e-9
+    )
 
 
 @each_config

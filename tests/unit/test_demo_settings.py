@@ -41,17 +41,20 @@ def test_training_and_evaluation_rewards_are_both_started() -> None:
 
 
 def test_a_recipe_without_evaluation_has_nothing_to_compare() -> None:
-    with pytest.raises(ConfigError, match="evaluation.prompts is empty"):
+    with pytest.raises(ConfigError, match=r"evaluation\.prompts is empty"):
         demo.rewards_needed(config("tiny_world:weights/small", "p.txt", {"geneval": 1.0}, None))
 
 
-def test_faults_found_before_anything_starts_are_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "demo"
-    assert demo.main([f"--recipe={tmp_path / 'absent.yaml'}", f"--out={out}"]) == 1
-    assert demo.main([f"--out={tmp_path / '..'}/.."]) == 1
-    complaints = capsys.readouterr().err.splitlines()
-    assert complaints[0] == f"flow-grpo demo: {tmp_path / 'absent.yaml'}: cannot be read (No such file or directory)"
-    assert len(complaints) == 1 or "names no folder" in complaints[1]
+def test_an_unreadable_recipe_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, out = tmp_path / "absent.yaml", tmp_path / "demo"
+    assert demo.main([f"--recipe={recipe}", f"--out={out}"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"flow-grpo demo: {recipe}: cannot be read (No such file or directory)\n"
+    assert printed.out == ""
     assert not out.exists()
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "runs/.."])
+def test_the_run_needs_a_folder_of_its_own(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main([f"--recipe={tmp_path / 'absent.yaml'}", f"--out={out}"]) == 1
+    assert capsys.readouterr().err == f"flow-grpo demo: --out {Path(out)} names no folder of its own\n"

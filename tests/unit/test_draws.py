@@ -1,7 +1,6 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import pytest
 
 from trainer.draws import key, stream
 
@@ -11,9 +10,9 @@ parts = st.lists(st.integers(0, 10**9) | st.sampled_from(["prompt", "image", "wi
 
 
 def test_keys_are_the_same_on_every_machine():
-    """A resumed run depends on it: a changed key is a changed run."""
-    assert key(0) == 5003411087029219440
-    assert key(7, "image", 3, 0, 11) == 1
+    """A resumed run depends on it. The figures are the upper 63 bits of ``printf 7/image/3/0/11 | b2sum -l 64``."""
+    assert key(0) == 4761921975702974394
+    assert key(7, "image", 3, 0, 11) == 1953656711721259589
 
 
 @given(st.integers(0, 2**63), parts)

@@ -28,7 +28,9 @@ def test_the_average_by_hand():
     assert ema.updates == 200
 
 
-@pytest.mark.parametrize(("updates", "decay"), [(0, 0.1), (1, 2 / 11), (8, 0.5), (79, 80 / 89), (80, 0.9), (10_000, 0.9)])
+@pytest.mark.parametrize(
+    ("updates", "decay"), [(0, 0.1), (1, 2 / 11), (8, 0.5), (79, 80 / 89), (80, 0.9), (10_000, 0.9)]
+)
 def test_the_decay_grows_to_its_bound(updates: int, decay: float):
     weights = parameters(0.0)
     ema = MovingAverage(weights, decay=0.9)

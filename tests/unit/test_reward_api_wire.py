@@ -91,6 +91,7 @@ def test_rewards_of_the_request_hold_for_items_without_their_own() -> None:
         ({"prompt": "x" * 5000}, ErrorCode.PROMPT_TOO_LONG),
         ({"metadata": "text"}, ErrorCode.BAD_METADATA),
         ({"metadata": {"a": [1, {"b": float("nan")}]}}, ErrorCode.BAD_METADATA),
+        ({"metadata": {"a": 2**64}}, ErrorCode.BAD_METADATA),
         ({"metadata": {"a": float("-inf")}}, ErrorCode.BAD_METADATA),
         ({"image": None}, ErrorCode.BAD_IMAGE),
         ({"image": "http://example.org/cat.png"}, ErrorCode.BAD_IMAGE),

@@ -62,4 +62,5 @@ def train(vae: AutoencoderTiny, world: World, steps: int, batch: int, seed: int)
 def encode(vae: AutoencoderTiny, images: np.ndarray, batch: int = 256) -> torch.Tensor:
     """Normalised latents (N, C, h, w) of uint8 images (N, H, W, 3): zero mean and unit spread over all elements."""
     parts = [vae.encoder(to_tensor(images[i : i + batch])) for i in range(0, len(images), batch)]
-    return (torch.cat(parts) - vae.config.shift_factor) * vae.config.scaling_factor
+    latents: torch.Tensor = (torch.cat(parts) - vae.config.shift_factor) * vae.config.scaling_factor
+    return latents

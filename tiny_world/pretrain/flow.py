@@ -96,7 +96,8 @@ def velocity_loss(
 
 def optimizers(transformer: SD3Transformer2DModel, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for everything else."""
-    matrices, rest = [], []
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for name, parameter in transformer.named_parameters():
         inside = name.startswith("transformer_blocks") and parameter.ndim == 2
         (matrices if inside else rest).append(parameter)

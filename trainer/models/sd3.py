@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from numpy.typing import NDArray
 from peft import LoraConfig
@@ -42,9 +44,7 @@ class Conditioning:
 
     def expand(self, count: int) -> "Conditioning":
         """Each prompt repeated ``count`` times, copies side by side."""
-        return Conditioning(
-            self.tokens_BLD.repeat_interleave(count, 0), self.pooled_BD.repeat_interleave(count, 0)
-        )
+        return Conditioning(self.tokens_BLD.repeat_interleave(count, 0), self.pooled_BD.repeat_interleave(count, 0))
 
 
 class SD3:
@@ -69,7 +69,9 @@ class SD3:
             parameter.data = parameter.data.float()
         stride = self.pipe.vae_scale_factor * self.transformer.config.patch_size
         if config.resolution % stride:
-            raise ModelError(f"resolution {config.resolution} is not a multiple of {stride}, the stride of {config.path}")
+            raise ModelError(
+                f"resolution {config.resolution} is not a multiple of {stride}, the stride of {config.path}"
+            )
         side = config.resolution // self.pipe.vae_scale_factor
         self.latent_shape = (self.transformer.config.in_channels, side, side)
 
@@ -173,6 +175,21 @@ def _text_encoders(pipe: StableDiffusion3Pipeline) -> list[torch.nn.Module]:
     return [encoder for encoder in encoders if encoder is not None]
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the libraries' bars and remarks, which are about every part they load; errors still raise."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+
+
 def _load_pipeline(path: str, dtype: torch.dtype) -> StableDiffusion3Pipeline:
     source = str(resolve(path))
     try:
@@ -182,7 +199,8 @@ def _load_pipeline(path: str, dtype: torch.dtype) -> StableDiffusion3Pipeline:
             for name in ("text_encoder_3", "tokenizer_3")
             if tuple(index.get(name) or (None,)) in {(None,), (None, None)}
         }
-        pipe = StableDiffusion3Pipeline.from_pretrained(source, torch_dtype=dtype, **absent)
+        with _quietly():
+            pipe = StableDiffusion3Pipeline.from_pretrained(source, dtype=dtype, **absent)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load a Stable Diffusion 3 pipeline from {source}: {error}") from error
     pipe.set_progress_bar_config(disable=True)

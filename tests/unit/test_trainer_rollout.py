@@ -1,0 +1,152 @@
+"""Windows, trajectories and their noise on a tiny random model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal
+
+from trainer.config import RolloutConfig, WindowConfig
+from trainer.draws import key
+from trainer.models.sd3 import SD3
+from trainer.rollout import ImageNoise, Rollout, roll_out, sample, window
+
+pytestmark = pytest.mark.unit
+
+Make = Callable[..., SD3]
+
+PROMPTS = ["a photo of a red circle", "a photo of two crosses"]
+FIVE_STEPS: dict[str, Any] = {"groups": 2, "group_size": 3, "steps": 5, "noise_level": 0.7}
+
+
+def draw(model: SD3, slots: Sequence[int] = (0, 1), trained: range | None = None, **settings: Any) -> Rollout:
+    config = RolloutConfig(**(FIVE_STEPS | settings))
+    empty = model.encode([""]) if config.guidance > 1 else None
+    text = model.encode([PROMPTS[slot] for slot in slots])
+    steps = range(config.steps - 1) if trained is None else trained
+    return roll_out(model, text, empty, slots, config, "full", steps, seed=7, epoch=2)
+
+
+# The window
+
+
+def test_without_a_window_every_step_but_the_last_is_trained():
+    assert window(RolloutConfig(steps=10), seed=0, epoch=3) == range(9)
+
+
+def test_the_window_stays_inside_and_reaches_every_place():
+    config = RolloutConfig(steps=10, window=WindowConfig(size=3, first=1, last=6))
+    places = [window(config, seed=0, epoch=epoch) for epoch in range(200)]
+    assert {place.start for place in places} == {1, 2, 3}
+    assert all(len(place) == 3 and 1 <= place.start and place.stop <= 6 for place in places)
+
+
+def test_the_window_is_one_draw_of_seed_and_epoch():
+    config = RolloutConfig(steps=10, window=WindowConfig(size=2, last=9))
+    epochs = range(40)
+    first, second = ([window(config, seed, epoch) for epoch in epochs] for seed in (3, 3))
+    assert first == second
+    assert first != [window(config, 4, epoch) for epoch in epochs]
+
+
+def test_all_groups_share_the_window(make_model: Make):
+    model = make_model()
+    place = window(RolloutConfig(**FIVE_STEPS, window=WindowConfig(size=2, last=4)), seed=0, epoch=1)
+    sigmas = model.sigmas(5)
+    for slots in ((0,), (1,), (0, 1)):
+        transitions = draw(model, slots, place).transitions
+        assert [(step.t, step.s) for step in transitions] == [(sigmas[k], sigmas[k + 1]) for k in place]
+
+
+# Trajectories
+
+
+@pytest.mark.parametrize("kind", ["cps", "flow_sde"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_trajectory_is_one_path_of_its_densities(make_model: Make, kind: str, guidance: float):
+    model = make_model(stirred=True)
+    rollout = draw(model, step=kind, guidance=guidance)
+    assert rollout.slots == (0, 1)
+    assert rollout.images.shape == (6, 64, 64, 3)
+    assert rollout.images.dtype == np.uint8
+    assert len(rollout.transitions) == 4
+    for before, after in zip(rollout.transitions, rollout.transitions[1:], strict=False):
+        assert torch.equal(before.next_BCHW, after.x_BCHW)
+    for step in rollout.transitions:
+        kept = (step.x_BCHW, step.next_BCHW, step.mean_BCHW, step.log_prob_B)
+        assert all(tensor.dtype == torch.float32 and not tensor.requires_grad for tensor in kept)
+        assert step.log_prob_B.shape == (6,)
+        # The noise that was drawn is standard normal, so the mean log-density is that of its own std.
+        std = (step.next_BCHW - step.mean_BCHW).std().item()
+        expected = Normal(0.0, std).entropy().item()
+        assert -step.log_prob_B.mean().item() == pytest.approx(expected, abs=0.05)
+
+
+def test_images_of_a_group_start_from_different_noise(make_model: Make):
+    start = draw(make_model()).transitions[0].x_BCHW
+    for a in range(6):
+        for b in range(a):
+            assert (start[a] - start[b]).std() > 1
+
+
+def test_an_images_noise_belongs_to_its_slot_not_to_its_batch(make_model: Make):
+    """The same images, however the groups are put into batches: what a resumed or a distributed run needs."""
+    model = make_model(stirred=True)
+    together, second = draw(model, (0, 1)), draw(model, (1,))
+    assert torch.equal(together.transitions[0].x_BCHW[3:], second.transitions[0].x_BCHW)
+    for whole, part in zip(together.transitions, second.transitions, strict=True):
+        torch.testing.assert_close(whole.next_BCHW[3:], part.next_BCHW, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_seed_and_epoch_repeat_a_rollout_to_the_bit(make_model: Make):
+    model = make_model(stirred=True)
+    first, second = draw(model), draw(model)
+    np.testing.assert_array_equal(first.images, second.images)
+    assert torch.equal(first.transitions[-1].next_BCHW, second.transitions[-1].next_BCHW)
+
+
+def test_steps_outside_the_window_follow_the_ode(make_model: Make):
+    model = make_model(stirred=True)
+    rollout = draw(model, (0,), trained=range(2, 3))
+    [step] = rollout.transitions
+    sigmas, text = model.sigmas(5), model.encode(PROMPTS[:1]).expand(3)
+
+    keys = [key(7, "image", 2, 0, image) for image in range(3)]
+    x = ImageNoise(keys, model.latent_shape, model.device).draw()
+    with torch.no_grad():
+        for t, s in zip(sigmas[:2], sigmas[1:3], strict=True):
+            x = x + (s - t) * model.velocity(x, t, text, None, 1.0)
+        torch.testing.assert_close(step.x_BCHW, x)
+        x = step.next_BCHW
+        for t, s in zip(sigmas[3:-1], sigmas[4:], strict=True):
+            x = x + (s - t) * model.velocity(x, t, text, None, 1.0)
+    assert np.abs(model.decode(x).astype(int) - rollout.images).max() <= 1
+
+
+def test_with_an_empty_window_a_rollout_is_the_evaluations_sample(make_model: Make):
+    model = make_model(stirred=True)
+    rollout = draw(model, (0,), trained=range(0), guidance=4.0)
+    keys = [key(7, "image", 2, 0, image) for image in range(3)]
+    text, empty = model.encode(PROMPTS[:1]).expand(3), model.encode([""]).expand(3)
+    np.testing.assert_array_equal(rollout.images, sample(model, text, empty, keys, 5, 4.0))
+    assert rollout.transitions == ()
+
+
+def test_the_text_is_kept_row_by_row_for_the_replay(make_model: Make):
+    model = make_model()
+    rollout = draw(model, guidance=4.0)
+    text = model.encode(PROMPTS)
+    assert rollout.unconditional is not None
+    assert len(rollout.text.tokens_BLD) == len(rollout.unconditional.tokens_BLD) == 6
+    for row in range(6):
+        assert torch.equal(rollout.text.pooled_BD[row], text.pooled_BD[row // 3])
+
+
+def test_latents_are_float32_with_a_half_precision_model(make_model: Make):
+    for step in draw(make_model(dtype="bfloat16", stirred=True)).transitions:
+        kept = (step.x_BCHW, step.next_BCHW, step.mean_BCHW, step.log_prob_B)
+        assert all(tensor.dtype == torch.float32 for tensor in kept)
+        # Not merely stored as float32: none of them has been through half precision.
+        assert not torch.equal(step.next_BCHW, step.next_BCHW.bfloat16().float())
