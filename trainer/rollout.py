@@ -5,7 +5,6 @@ Shapes: a batch holds whole groups, B = groups_per_batch x group_size images, co
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
