@@ -3,6 +3,7 @@
 Shapes: a batch holds whole groups, B = groups_per_batch x group_size images, copies of one prompt side by side.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,6 @@ from trainer.draws import key, stream
 from trainer.models.sd3 import SD3, Conditioning
 from trainer.policy_loss import log_prob
 from trainer.steps import STEPS
-import itertools
 
 
 @dataclass(frozen=True)

@@ -148,10 +148,14 @@ def official_relation(thing: Shape, other: Shape) -> set[str]:
 def shows(scene: Scene, metadata: dict[str, Any]) -> bool:
     """Whether a scene holds exactly the objects of a prompt, in its colors and its relation."""
     wanted = [(clause["class"], clause.get("color")) for clause in metadata["include"] for _ in range(clause["count"])]
+    if len(wanted) != len(scene.objects):
+        return False
     fits = any(
-        all(shape == thing.shape and color in (None, thing.color) for (shape, color), thing in zip(wanted, order))
+        all(
+            shape == thing.shape and color in (None, thing.color)
+            for (shape, color), thing in zip(wanted, order, strict=True)
+        )
         for order in itertools.permutations(scene.objects)
-        if len(order) == len(wanted)
     )
     if not fits or metadata["tag"] != "position":
         return fits

@@ -148,14 +148,19 @@ def test_the_gradient_does_not_depend_on_how_groups_are_batched(make_model: Make
 
 
 def test_the_gradient_is_clipped_to_its_norm_and_the_norm_before_is_reported(make_model: Make):
-    setting = prepare(make_model(stirred=True), optimizer={"grad_clip": 0.01})
-    statistics: list[UpdateStatistics] = []
-    taken: list[torch.Tensor] = []
-    setting.update.optimizer.step = lambda: taken.extend(p.grad.flatten() for p in setting.model.lora_parameters())
-    statistics.append(setting.run(100 * ADVANTAGES))
-    assert statistics[0].gradient_norms[0] > 0.02
-    setting = prepare(make_model(stirred=True), optimizer={"grad_clip": 0.01})
-    assert gradient_of(setting, 100 * ADVANTAGES).norm().item() == pytest.approx(0.01, rel=1e-3)
+    free, bounded = (prepare(make_model(stirred=True), optimizer={"grad_clip": bound}) for bound in (1e9, 0.01))
+    whole, clipped = gradient_of(free, ADVANTAGES), gradient_of(bounded, ADVANTAGES)
+    assert whole.norm().item() > 0.02
+    torch.testing.assert_close(clipped, whole / whole.norm() * 0.01, rtol=1e-3, atol=1e-7)
+    reported = prepare(make_model(stirred=True), optimizer={"grad_clip": 0.01}).run()
+    assert reported.gradient_norms == pytest.approx([whole.norm().item()], rel=1e-4)
+
+
+def test_gradients_do_not_carry_over_to_the_next_step(make_model: Make):
+    setting = prepare(make_model(stirred=True))
+    setting.update.optimizer.step = lambda: None
+    first, second = setting.run(), setting.run()
+    assert first.gradient_norms == second.gradient_norms
 
 
 def test_an_update_raises_good_images_and_lowers_bad_ones(make_model: Make):
@@ -302,7 +307,7 @@ def test_ratio_norm_divides_the_loss_by_the_time_step(make_model: Make):
 
 def test_a_value_that_is_no_number_stops_the_run_and_says_where(make_model: Make):
     setting = prepare(make_model(stirred=True))
-    setting.rollouts[1].transitions[1].x_BCHW[0] = float("nan")
+    setting.rollouts[1].transitions[1].log_prob_B[0] = float("nan")
     before, t = setting.weights(), setting.rollouts[1].transitions[1].t
     with pytest.raises(TrainingFailure, match=f"loss is nan at t = {t:.4f}, optimizer step 0"):
         setting.run()
