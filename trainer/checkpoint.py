@@ -15,6 +15,7 @@ from trainer.models.sd3 import SD3
 from trainer.update import PolicyUpdate
 
 STATE = "state.pt"
+_KEYS = {"epoch", "lora", "average", "average_updates", "optimizer", "optimizer_steps"}
 
 
 class CheckpointError(Exception):
@@ -79,6 +80,8 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / STATE
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # torch.load raises what the bytes make it: pickle, zip, key and value errors
         raise CheckpointError(f"{path}: is not a readable checkpoint: {error}") from error
+    if absent := sorted(_KEYS - set(state)):
+        raise CheckpointError(f"{path}: lacks {', '.join(absent)}")
     return state

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
 class ConfigError(Exception):
@@ -24,8 +27,9 @@ class ModelConfig(Section):
     """Pixels a side; must suit the autoencoder's stride."""
     max_sequence_length: int = Field(128, ge=1)
     """T5 tokens, or the zero tokens appended where T5 is absent; keep what the model was trained with."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward passes; steps, log-probabilities and stored latents are float32 whatever this says."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward passes; steps, log-probabilities and stored latents are float32 whatever this says. float16 is
+    not offered: without loss scaling the gradients through the frozen layers underflow."""
     device: str = "auto"
 
 
@@ -39,17 +43,19 @@ class LoraSettings(Section):
 class PromptSource(Section):
     path: str
     """JSONL of GenEval metadata lines (``prompt`` is required) or a plain text file, one prompt a line."""
-    rewards: dict[str, float]
+    rewards: dict[str, FiniteFloat]
     """Weight of each reward asked of these prompts."""
-    weight: float = Field(1.0, gt=0)
+    weight: FiniteFloat = Field(1.0, gt=0)
     """Share of the epoch's groups, relative to the other sources."""
-    tag_weights: dict[str, float] | None = None
+    tag_weights: dict[str, NonNegative] | None = None
     """Share of each tag inside this source; tags left out are never drawn. None draws prompts evenly."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "PromptSource":
         if not self.rewards:
             raise ValueError("a prompt source needs at least one reward")
+        if self.tag_weights is not None and sum(self.tag_weights.values()) == 0:
+            raise ValueError("tag_weights must not all be zero")
         return self
 
 
@@ -208,6 +214,8 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {error}") from error
     if not isinstance(tree, dict):

@@ -37,9 +37,11 @@ def load_prompts(source: PromptSource) -> list[Prompt]:
     """Reads a JSONL file of metadata lines, or a text file with a prompt a line. Raises PromptError."""
     path = resolve(source.path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also split inside JSON strings
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path}: is not UTF-8: {error}") from error
     prompts = [_parse(line, path, number, source) for number, line in enumerate(lines, start=1) if line.strip()]
     if not prompts:
         raise PromptError(f"{path}: holds no prompt")

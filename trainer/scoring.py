@@ -41,6 +41,13 @@ class RewardScorer:
     async def _open(self) -> RewardClient:
         return RewardClient(self._config.url, timeout_s=self._config.timeout_s)
 
+    async def _abandon(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.aclose()
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
@@ -78,7 +85,8 @@ class RewardScorer:
             self.exposed_wait_s += time.monotonic() - started
 
     def close(self) -> None:
-        self._run(self._client.aclose())
+        """Gives up what is still being scored and ends the thread."""
+        self._run(self._abandon())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
         self._loop.close()

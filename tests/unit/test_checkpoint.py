@@ -195,6 +195,22 @@ def test_a_state_that_is_not_there_is_named(make_model: Make, tmp_path: Path):
         Run(make_model()).restore(tmp_path)
 
 
+def test_a_file_that_is_no_checkpoint_is_named(make_model: Make, tmp_path: Path):
+    checkpoint = Run(make_model()).save(tmp_path)
+    (checkpoint / STATE).write_text("not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"state\.pt: is not a readable checkpoint"):
+        Run(make_model()).restore(checkpoint)
+
+
+def test_a_state_that_lacks_a_part_names_it(make_model: Make, tmp_path: Path):
+    checkpoint = Run(make_model()).save(tmp_path)
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    del state["optimizer"]
+    torch.save(state, checkpoint / STATE)
+    with pytest.raises(CheckpointError, match=r"state\.pt: lacks optimizer"):
+        Run(make_model()).restore(checkpoint)
+
+
 def test_a_checkpoint_of_another_rank_is_refused(make_model: Make, tmp_path: Path):
     checkpoint = Run(make_model(rank=4)).save(tmp_path)
     with pytest.raises(CheckpointError, match="other shapes"):

@@ -57,13 +57,17 @@ BAD_RECIPES = {
     ("--model={}",): "model.path: ",
     ("--model.adapter=flux",): "model.adapter: ",
     ("--model.dtype=int8",): "model.dtype: ",
+    ("--model.dtype=float16",): "model.dtype: ",
     ("--model.resolution=8",): "model.resolution: ",
     ("--lora.rank=0",): "lora.rank: ",
     ("--prompts=[]",): "prompts: ",
     ("--prompts=[{path: a.jsonl, rewards: {}}]",): "prompts.0: .*at least one reward",
     ("--prompts=[{path: a.jsonl}]",): "prompts.0.rewards: ",
     ("--prompts=[{path: a.jsonl, rewards: {ocr: much}}]",): "prompts.0.rewards.ocr: ",
+    ("--prompts=[{path: a.jsonl, rewards: {ocr: .nan}}]",): "prompts.0.rewards.ocr: .*finite",
     ("--prompts=[{path: a.jsonl, rewards: {ocr: 1}, weight: 0}]",): "prompts.0.weight: ",
+    ("--prompts=[{path: a.jsonl, rewards: {ocr: 1}, tag_weights: {a: -1}}]",): "prompts.0.tag_weights.a: ",
+    ("--prompts=[{path: a.jsonl, rewards: {ocr: 1}, tag_weights: {a: 0}}]",): "prompts.0: .*must not all be zero",
     ("--rollout.group_size=1",): "rollout.group_size: ",
     ("--rollout.steps=1",): "rollout.steps: ",
     ("--rollout.step=dance",): "rollout.step: ",
@@ -178,3 +182,10 @@ def test_an_override_that_cannot_be_applied_is_quoted(write: Write, override: st
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(write(SMALLEST), [override])
     assert repr(override) in str(caught.value)
+
+
+def test_a_recipe_that_is_not_utf8_is_named(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"name: caf\xe9")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: is not UTF-8"):
+        load_config(path)

@@ -89,6 +89,19 @@ def test_a_file_that_is_empty_or_not_there_is_named(tmp_path: Path):
         load_prompts(source(str(tmp_path / "b.txt")))
 
 
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(PromptError, match=r"a\.txt: is not UTF-8"):
+        load_prompts(source(str(path)))
+
+
+def test_only_a_newline_ends_a_line(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "one\u2028line"}\r\n', encoding="utf-8")
+    assert [prompt.text for prompt in load_prompts(source(str(path)))] == ["one\u2028line"]
+
+
 def test_a_tag_weight_without_prompts_is_named(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", LINES)
     with pytest.raises(PromptError, match="tags no prompt has: position, two_object"):

@@ -1,5 +1,6 @@
 """Tables of outcomes, and the scoring thread against a server that lives in the test."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -214,9 +215,14 @@ def test_no_server_is_a_failure_that_names_url_cause_and_work(serve: Serve):
         assert scorer.exposed_wait_s > 0
 
 
-def test_closing_with_work_under_way_ends_the_thread(serve: Serve):
-    with serve(red_share) as scorer:
+def test_closing_gives_up_what_is_in_flight(monkeypatch: pytest.MonkeyPatch):
+    async def never(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(600)
+        raise AssertionError("closing did not cancel the request")
+
+    monkeypatch.setattr(trainer.scoring, "RewardClient", partial(RewardClient, transport=httpx.MockTransport(never)))
+    with RewardScorer(RewardConfig(url="http://gateway.test")) as scorer:
         pending = scorer.submit(pictures(10), [RING])
-        scorer.collect(pending, "epoch 3")
         thread = scorer._thread
+    assert pending.cancelled()
     assert not thread.is_alive()
