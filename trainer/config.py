@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
@@ -84,6 +83,9 @@ class RolloutConfig(Section):
     step: Literal["flow_sde", "cps"] = "cps"
     noise_level: float = Field(0.8, gt=0)
     """``a``: exploration; for cps in (0, 1], for flow_sde .7 in the paper."""
+    credit: Literal["noise", "image"] = "noise"
+    """What a step is credited with: the latent it drew (the paper), or the part of it that the final image explains.
+    ``image`` makes the gradient far less noisy, so that small runs learn; clip ranges do not carry over."""
     window: WindowConfig | None = None
     """None makes every step but the last stochastic."""
     guidance: float = Field(1.0, ge=1.0)

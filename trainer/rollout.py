@@ -16,12 +16,12 @@ from trainer.config import RolloutConfig
 from trainer.draws import key, stream
 from trainer.models.sd3 import SD3, Conditioning
 from trainer.policy_loss import log_prob
-from trainer.steps import STEPS
+from trainer.steps import STEPS, StepDistribution
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One stochastic step t -> s of a batch, all in float32."""
+    """One stochastic step t -> s of a batch, all in float32; ``next`` is what the step is given credit for."""
 
     t: float
     s: float
@@ -88,7 +88,7 @@ def roll_out(
     noises = ImageNoise(keys, model.latent_shape, model.device)
     sigmas = model.sigmas(config.steps)
     x = noises.draw()
-    transitions = []
+    taken: list[tuple[float, float, Tensor, Tensor, Tensor, StepDistribution]] = []
     for index, (t, s) in enumerate(itertools.pairwise(sigmas)):
         v = model.velocity(x, t, text, unconditional, config.guidance)
         if index not in trained:
@@ -96,9 +96,23 @@ def roll_out(
             continue
         step = STEPS[config.step](x, v, t, s, config.noise_level)
         following = step.mean + step.std * noises.draw()
-        transitions.append(Transition(t, s, x, following, step.mean, log_prob(following, step, scale)))
+        taken.append((t, s, x, following, x - t * v, step))
         x = following
+    transitions = []
+    for t, s, before, following, predicted, step in taken:
+        credited = following if config.credit == "noise" else credited_by_image(step, s, predicted, x)
+        transitions.append(Transition(t, s, before, credited, step.mean, log_prob(credited, step, scale)))
     return Rollout(tuple(slots), model.decode(x), text, unconditional, tuple(transitions))
+
+
+def credited_by_image(step: StepDistribution, s: float, predicted_BCHW: Tensor, image_BCHW: Tensor) -> Tensor:
+    """What the step's next latent is expected to be, given the image the trajectory ended in.
+
+    Every step kind has mean = (1 - s) x0 + (...) x1 in the predicted image x0 and noise x1. Had the step known the
+    final image, its mean would be mean + (1 - s) (image - x0); what the drawn noise adds to that says nothing about
+    the image, hence nothing about the reward, and only makes the policy gradient noisier.
+    """
+    return step.mean + (1 - s) * (image_BCHW - predicted_BCHW)
 
 
 @torch.no_grad()

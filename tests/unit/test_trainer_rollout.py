@@ -13,6 +13,7 @@ from trainer.config import RolloutConfig, WindowConfig
 from trainer.draws import key
 from trainer.models.sd3 import SD3
 from trainer.rollout import ImageNoise, Rollout, roll_out, sample, window
+from trainer.steps import STEPS
 
 pytestmark = pytest.mark.unit
 
@@ -151,3 +152,45 @@ def test_latents_are_float32_with_a_half_precision_model(make_model: Make):
         assert all(tensor.dtype == torch.float32 for tensor in kept)
         # Not merely stored as float32: none of them has been through half precision.
         assert not torch.equal(step.next_BCHW, step.next_BCHW.bfloat16().float())
+
+
+# Credit
+
+
+@pytest.mark.parametrize("kind", ["cps", "flow_sde"])
+def test_image_credit_is_the_mean_of_a_step_that_knew_the_final_image(make_model: Make, kind: str):
+    """With the final image x0 and the predicted noise x1 as the model's view, the same step gives the same mean."""
+    model = make_model(stirred=True)
+    config = RolloutConfig(**FIVE_STEPS, step=kind, credit="image")
+    rollout = roll_out(model, model.encode(PROMPTS), None, (0, 1), config, "full", range(4), seed=7, epoch=2)
+    x0 = final_latents(model, rollout, config)
+    for step in rollout.transitions:
+        v = model.velocity(step.x_BCHW, step.t, rollout.text, None, 1.0)
+        x1 = step.x_BCHW + (1 - step.t) * v
+        informed = STEPS[kind]((1 - step.t) * x0 + step.t * x1, x1 - x0, step.t, step.s, config.noise_level)
+        torch.testing.assert_close(step.next_BCHW, informed.mean, rtol=1e-4, atol=1e-4)
+
+
+def test_credit_changes_neither_images_nor_states(make_model: Make):
+    model = make_model(stirred=True)
+    drawn, explained = draw(model, credit="noise"), draw(model, credit="image")
+    assert np.array_equal(drawn.images, explained.images)
+    for one, other in zip(drawn.transitions, explained.transitions, strict=True):
+        assert torch.equal(one.x_BCHW, other.x_BCHW)
+        assert torch.equal(one.mean_BCHW, other.mean_BCHW)
+        assert not torch.equal(one.next_BCHW, other.next_BCHW)
+
+
+@torch.no_grad()
+def final_latents(model: SD3, rollout: Rollout, config: RolloutConfig) -> torch.Tensor:
+    """Walks the trajectory again from its last stochastic state, with the noise of the images' own streams."""
+    size = config.group_size
+    keys = [key(7, "image", 2, slot, image) for slot in rollout.slots for image in range(size)]
+    noises = ImageNoise(keys, model.latent_shape, model.device)
+    for _ in range(len(rollout.transitions)):  # the start and all steps but the last stochastic one
+        noises.draw()
+    last = rollout.transitions[-1]
+    v = model.velocity(last.x_BCHW, last.t, rollout.text, None, 1.0)
+    step = STEPS[config.step](last.x_BCHW, v, last.t, last.s, config.noise_level)
+    x = step.mean + step.std * noises.draw()
+    return x - last.s * model.velocity(x, last.s, rollout.text, None, 1.0)

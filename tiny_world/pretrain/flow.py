@@ -18,12 +18,12 @@ from tiny_world.prompts import TASKS, World
 from tiny_world.scenes import misread, render, sample_scene
 
 TASK_SHARE = {
-    "single_object": 0.1,
-    "two_object": 0.15,
-    "counting": 0.2,
-    "colors": 0.12,
-    "position": 0.2,
-    "color_attr": 0.23,
+    "single_object": 0.06,
+    "two_object": 0.12,
+    "counting": 0.18,
+    "colors": 0.1,
+    "position": 0.26,
+    "color_attr": 0.28,
 }
 
 
@@ -34,9 +34,9 @@ class FlowSettings:
     steps: int
     batch: int = 64
     scenes: int = 60_000
-    wrong_captions: float = 0.42
+    wrong_captions: float = 0.38
     learning_rate: float = 2e-3
-    cooldown: float = 0.3
+    cooldown: float = 0.5
     ema: float = 0.999
     checkpoint_every_s: float = 600.0
     seed: int = 0
