@@ -1,6 +1,5 @@
 """The demo as a user starts it, with a tiny random model: real services, real training, nothing left behind."""
 
-import itertools
 import json
 import os
 import signal
@@ -11,39 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 import flow_grpo
-from tiny_world.prompts import TASKS, WORLDS, split
+from tiny_world.prompts import TASKS
 
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(flow_grpo.__file__).parents[1]
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, pipeline_folder: Path) -> Path:
-    """Two groups of two images an epoch, two held-out images a task."""
-    sources = []
-    for name, prompts in zip(("train", "held_out"), split(WORLDS["small"]), strict=True):
-        by_task = itertools.groupby(prompts, key=lambda prompt: prompt["tag"])
-        few = [prompt for _, same in by_task for prompt in itertools.islice(same, 2)]
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(prompt) + "\n" for prompt in few))
-        sources.append({"path": str(path), "rewards": {"geneval": 1.0}})
-    settings = {
-        "name": "tiny",
-        "epochs": 100_000,
-        "model": {"path": str(pipeline_folder), "resolution": 64, "max_sequence_length": 1, "device": "cpu"},
-        "lora": {"rank": 2, "alpha": 4},
-        "prompts": sources[:1],
-        "rollout": {"groups": 2, "group_size": 2, "steps": 3},
-        "samples_every": 1,
-        "evaluation": {"prompts": sources[1:], "steps": 2, "images_per_task": 2, "batch": 12},
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 def start(recipe: Path, out: Path, *overrides: str) -> "subprocess.Popen[str]":
