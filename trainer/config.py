@@ -83,6 +83,9 @@ class RolloutConfig(Section):
     step: Literal["flow_sde", "cps"] = "cps"
     noise_level: float = Field(0.8, gt=0)
     """``a``: exploration; for cps in (0, 1], for flow_sde .7 in the paper."""
+    shared_noise: bool = False
+    """One initial noise for a group: its images part ways at the window, and the steps before it are taken once a
+    group. Cheaper, and differences in reward are the window's doing; the paper found different noise better."""
     credit: Literal["noise", "image"] = "noise"
     """What a step is credited with: the latent it drew (the paper), or the part of it that the final image explains.
     ``image`` makes the gradient far less noisy, so that small runs learn; clip ranges do not carry over."""

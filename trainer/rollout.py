@@ -82,22 +82,27 @@ def roll_out(
 ) -> Rollout:
     """Draws ``group_size`` images for each slot. ``text`` holds one row a slot; ``scale`` is the log-prob's."""
     size = config.group_size
+    rows, empty_row = text, unconditional
     text = text.expand(size)
     unconditional = unconditional.expand(len(slots) * size) if unconditional is not None else None
     keys = [key(seed, "image", epoch, slot, image) for slot in slots for image in range(size)]
     noises = ImageNoise(keys, model.latent_shape, model.device)
     sigmas = model.sigmas(config.steps)
-    x = noises.draw()
+    if config.shared_noise:
+        starts = ImageNoise([key(seed, "group", epoch, slot) for slot in slots], model.latent_shape, model.device)
+        empty = empty_row.expand(len(slots)) if empty_row is not None else None
+        prefix = sigmas[: trained.start + 1]
+        x = follow_ode(model, starts.draw(), rows, empty, prefix, config.guidance).repeat_interleave(size, 0)
+    else:
+        x = follow_ode(model, noises.draw(), text, unconditional, sigmas[: trained.start + 1], config.guidance)
     taken: list[tuple[float, float, Tensor, Tensor, Tensor, StepDistribution]] = []
-    for index, (t, s) in enumerate(itertools.pairwise(sigmas)):
+    for t, s in itertools.pairwise(sigmas[trained.start : trained.stop + 1]):
         v = model.velocity(x, t, text, unconditional, config.guidance)
-        if index not in trained:
-            x = STEPS["ode"](x, v, t, s, 0.0).mean
-            continue
         step = STEPS[config.step](x, v, t, s, config.noise_level)
         following = step.mean + step.std * noises.draw()
         taken.append((t, s, x, following, x - t * v, step))
         x = following
+    x = follow_ode(model, x, text, unconditional, sigmas[trained.stop :], config.guidance)
     transitions = []
     for t, s, before, following, predicted, step in taken:
         credited = following if config.credit == "noise" else credited_by_image(step, s, predicted, x)
@@ -115,14 +120,25 @@ def credited_by_image(step: StepDistribution, s: float, predicted_BCHW: Tensor, 
     return step.mean + (1 - s) * (image_BCHW - predicted_BCHW)
 
 
+def follow_ode(
+    model: SD3,
+    x: Tensor,
+    text: Conditioning,
+    unconditional: Conditioning | None,
+    sigmas: Sequence[float],
+    guidance: float,
+) -> Tensor:
+    """Deterministic steps through the given noise levels; fewer than two levels leave x as it is."""
+    for t, s in itertools.pairwise(sigmas):
+        x = STEPS["ode"](x, model.velocity(x, t, text, unconditional, guidance), t, s, 0.0).mean
+    return x
+
+
 @torch.no_grad()
 def sample(
     model: SD3, text: Conditioning, unconditional: Conditioning | None, keys: Sequence[int], steps: int, guidance: float
 ) -> NDArray[np.uint8]:
     """Pictures (B, H, W, 3) by the ODE, one noise key an image, as evaluation wants them."""
     x = ImageNoise(keys, model.latent_shape, model.device).draw()
-    sigmas = model.sigmas(steps)
-    for t, s in itertools.pairwise(sigmas):
-        v = model.velocity(x, t, text, unconditional, guidance)
-        x = STEPS["ode"](x, v, t, s, 0.0).mean
+    x = follow_ode(model, x, text, unconditional, model.sigmas(steps), guidance)
     return model.decode(x)
