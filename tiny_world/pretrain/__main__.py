@@ -13,6 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tiny_world.pretrain", description=__doc__)
     parser.add_argument("--world", choices=WORLDS, default="small")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; holds checkpoints and the pipeline")
+    parser.add_argument("--init", type=Path, help="a finished pipeline to start from instead of random weights")
     parser.add_argument("--width", type=int, default=128, help="hidden size of the transformer, a multiple of 32")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=15_000, help="steps of the flow stage")
@@ -30,6 +31,9 @@ def main() -> None:
     prepared, finished = options.out / "prepared", options.out / "pipeline"
     if (prepared / "model_index.json").exists():
         pipe = model.load(prepared)
+    elif options.init:
+        pipe = model.load(options.init)
+        pipe.save_pretrained(prepared)
     else:
         torch.manual_seed(options.seed)
         words = {word for prompt in prompts for word in prompt["prompt"].split()}

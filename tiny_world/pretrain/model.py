@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from diffusers import (
     AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
@@ -124,8 +125,9 @@ def pipeline(words: Iterable[str], folder: Path, width: int, layers: int, size: 
 
 
 def load(folder: Path) -> StableDiffusion3Pipeline:
+    """A saved pipeline of the world, in float32 whatever it was saved in."""
     return StableDiffusion3Pipeline.from_pretrained(
-        folder, text_encoder_3=None, tokenizer_3=None, local_files_only=True
+        folder, text_encoder_3=None, tokenizer_3=None, local_files_only=True, dtype=torch.float32
     )
 
 
