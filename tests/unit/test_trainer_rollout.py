@@ -154,6 +154,14 @@ def test_latents_are_float32_with_a_half_precision_model(make_model: Make):
         assert not torch.equal(step.next_BCHW, step.next_BCHW.bfloat16().float())
 
 
+def test_with_shared_noise_a_group_parts_ways_at_the_window(make_model: Make):
+    shared = draw(make_model(stirred=True), trained=range(1, 3), shared_noise=True).transitions[0]
+    group, other = shared.x_BCHW[:3], shared.x_BCHW[3:]
+    torch.testing.assert_close(group, group[:1].expand_as(group), rtol=0, atol=0)
+    assert not torch.allclose(group[0], other[0])
+    assert not torch.allclose(shared.next_BCHW[0], shared.next_BCHW[1])
+
+
 # Credit
 
 
