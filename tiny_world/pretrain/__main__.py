@@ -1,6 +1,7 @@
 """``python -m tiny_world.pretrain``: trains the world's model from nothing, or goes on where it stopped."""
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -50,6 +51,15 @@ def main() -> None:
     )
     flow.train(pipe, world, prompts, settings, options.out, options.device)
     pipe.to(torch.float16).save_pretrained(finished)
+    forget_paths(finished)
+
+
+def forget_paths(folder: Path) -> None:
+    """Takes the folders of this machine, which diffusers notes down, out of a saved pipeline."""
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        settings = json.loads(path.read_text())
+        settings.pop("_name_or_path", None)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
