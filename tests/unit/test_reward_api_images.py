@@ -1,11 +1,10 @@
 """Pixels from bytes: what is refused, and before what it costs."""
 
-import struct
-import zlib
 from io import BytesIO
 
 import numpy as np
 import pytest
+from false_pngs import png_header
 from PIL import Image
 
 from reward_api import ErrorCode, ItemError, Limits
@@ -18,16 +17,6 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", mode: str = "RGB") -> bytes:
     buffer = BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
     return buffer.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds almost no data."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
 
 
 def noise(height: int = 20, width: int = 30) -> np.ndarray:

@@ -4,9 +4,7 @@ import asyncio
 import base64
 import gzip
 import json
-import struct
 import threading
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -16,6 +14,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from false_pngs import png_header
 from fastapi import FastAPI
 from PIL import Image
 
@@ -75,14 +74,6 @@ def png(value: int = 10, side: int = 6) -> bytes:
     buffer = BytesIO()
     Image.fromarray(np.full((side, side, 3), value, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
 
 
 def json_item(image: bytes | None = None, **fields: Any) -> dict[str, Any]:
