@@ -75,6 +75,23 @@ def render(scene: Scene) -> NDArray[np.uint8]:
     return np.round(canvas).astype(np.uint8)
 
 
+def contents(scene: Scene, world: World, cells: int) -> NDArray[np.int64]:
+    """What is seen in each cell of a grid: (cells, cells), 0 for the ground, else 1 + shape * colors + color.
+
+    A cell belongs to the object that covers most of it, if that is at least a quarter.
+    """
+    side = scene.size // cells
+    share = np.full((cells, cells), 0.25)
+    found = np.zeros((cells, cells), dtype=np.int64)
+    for thing in scene.objects:
+        alpha = coverage(thing.shape, thing.cx, thing.cy, thing.radius, scene.size)
+        covered = alpha.reshape(cells, side, cells, side).mean(axis=(1, 3))
+        label = 1 + world.shapes.index(thing.shape) * len(world.colors) + world.colors.index(thing.color)
+        found[covered > share] = label
+        share = np.maximum(share, covered)
+    return found
+
+
 def misread(metadata: dict[str, Any], world: World, rng: random.Random) -> dict[str, Any]:
     """The metadata of a picture that a careless caption would describe with this prompt.
 

@@ -12,7 +12,7 @@ import pytest
 
 from tiny_world.pretrain.model import TEXT_LENGTH, clip_tokenizer
 from tiny_world.prompts import RELATIONS, TASKS, WORLDS, every_prompt, plural, split, with_article
-from tiny_world.scenes import Scene, Shape, misread, render, sample_scene
+from tiny_world.scenes import Scene, Shape, contents, misread, render, sample_scene
 from tiny_world.shapes import OUTLINES, PALETTE, coverage, extent
 
 pytestmark = pytest.mark.unit
@@ -284,3 +284,18 @@ def test_a_ring_is_hollow_and_moves_with_its_centre():
     cover = coverage("ring", 32.0, 32.0, 15.0, 64)
     assert cover[32, 32] == 0
     np.testing.assert_allclose(coverage("ring", 37.0, 29.0, 15.0, 64), np.roll(cover, (-3, 5), (0, 1)), atol=0.02)
+
+
+def test_contents_name_the_shape_and_color_that_cover_each_cell() -> None:
+    world = WORLDS["small"]
+    red_square = Shape("square", "red", 16.0, 16.0, 12.0, (214, 40, 44))
+    white_cross = Shape("cross", "white", 48.0, 48.0, 12.0, (246, 246, 244))
+    cells = contents(Scene((red_square, white_cross), 128, 64), world, 8)
+    assert cells.shape == (8, 8)
+    square = 1 + world.shapes.index("square") * len(world.colors) + world.colors.index("red")
+    cross = 1 + world.shapes.index("cross") * len(world.colors) + world.colors.index("white")
+    assert set(cells[:4, :4].ravel()) == {0, square}
+    assert set(cells[4:, 4:].ravel()) == {0, cross}
+    assert cells[1, 1] == cells[2, 2] == square
+    assert (cells[:4, 4:] == 0).all()
+    assert (cells[4:, :4] == 0).all()

@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--scenes", type=int, default=60_000, help="pictures in the training set")
     parser.add_argument("--wrong-captions", type=float, default=0.38, help="share of captions that misdescribe")
+    parser.add_argument("--naming", type=float, default=0.1, help="weight of the loss that names each patch")
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
     parser.add_argument("--text-steps", type=int, default=600)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -47,6 +48,7 @@ def main() -> None:
         batch=options.batch,
         scenes=options.scenes,
         wrong_captions=options.wrong_captions,
+        naming=options.naming,
         seed=options.seed,
     )
     flow.train(pipe, world, prompts, settings, options.out, options.device)

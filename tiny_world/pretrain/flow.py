@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tiny_world.pretrain import autoencoder
 from tiny_world.pretrain.text import embed
 from tiny_world.prompts import TASKS, World
-from tiny_world.scenes import misread, render, sample_scene
+from tiny_world.scenes import contents, misread, render, sample_scene
 
 TASK_SHARE = {
     "single_object": 0.06,
@@ -29,7 +29,10 @@ TASK_SHARE = {
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """Knobs of the stage; ``steps`` may be raised later and the run resumed."""
+    """Knobs of the stage; ``steps`` may be raised later and the run resumed.
+
+    ``naming`` weighs the auxiliary loss of ``Naming``; 0 leaves it out.
+    """
 
     steps: int
     batch: int = 64
@@ -37,6 +40,7 @@ class FlowSettings:
     wrong_captions: float = 0.38
     learning_rate: float = 2e-3
     cooldown: float = 0.5
+    naming: float = 0.1
     ema: float = 0.999
     checkpoint_every_s: float = 600.0
     seed: int = 0
@@ -44,9 +48,10 @@ class FlowSettings:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures as latents (N, C, h, w) and the prompt each is captioned with, as an index (N,)."""
+    """Pictures as latents (N, C, h, w), what each patch shows (N, h w / 4), the prompt's index (N,)."""
 
     latents: torch.Tensor
+    contents: torch.Tensor
     prompts: torch.Tensor
 
 
@@ -57,6 +62,8 @@ def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, 
     tasks, shares = list(TASK_SHARE), list(TASK_SHARE.values())
     latents: list[torch.Tensor] = []
     rows: list[int] = []
+    shows: list[np.ndarray] = []
+    patches = pipe.transformer.config.sample_size // pipe.transformer.config.patch_size
     pending: list[np.ndarray] = []
     for n in tqdm(range(settings.scenes), desc="scenes", unit="scene", mininterval=5):
         task = rng.choices(tasks, shares)[0]
@@ -65,11 +72,13 @@ def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, 
         if task != "single_object" and rng.random() < settings.wrong_captions:
             shown = misread(shown, world, rng)
         rows.append(row)
-        pending.append(render(sample_scene(shown, world, rng)))
+        scene = sample_scene(shown, world, rng)
+        shows.append(contents(scene, world, patches).ravel())
+        pending.append(render(scene))
         if len(pending) == 1000 or n == settings.scenes - 1:
             latents.append(autoencoder.encode(pipe.vae, np.stack(pending)))
             pending.clear()
-    return Pairs(torch.cat(latents), torch.tensor(rows))
+    return Pairs(torch.cat(latents), torch.from_numpy(np.stack(shows)), torch.tensor(rows))
 
 
 def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -85,6 +94,38 @@ def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.sigmoid(logits)
 
 
+class Naming(torch.nn.Module):
+    """Auxiliary head: from the hidden patches of an inner block, which shape of which color each one shows.
+
+    The velocity's own error says little about which shape belongs where, for at the noise levels that decide
+    it almost all of that error is noise; a name a patch says it plainly. Used in pretraining alone, never saved
+    with the model.
+    """
+
+    def __init__(self, transformer: SD3Transformer2DModel, world: World) -> None:
+        super().__init__()
+        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        names = 1 + len(world.shapes) * len(world.colors)
+        self.head = torch.nn.Sequential(
+            torch.nn.LayerNorm(width), torch.nn.Linear(width, width), torch.nn.SiLU(), torch.nn.Linear(width, names)
+        )
+
+    def loss(self, hidden: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of ``contents`` (B, patches) under ``hidden`` (B, patches, width)."""
+        return F.cross_entropy(self.head(hidden).flatten(0, 1).float(), contents.flatten())
+
+
+def hidden_patches(transformer: SD3Transformer2DModel) -> list[torch.Tensor]:
+    """A list that holds, after each forward pass, the hidden patches (B, patches, width) of the last block but one."""
+    seen: list[torch.Tensor] = []
+
+    def keep(_module: torch.nn.Module, _inputs: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        seen[:] = [output[1]]
+
+    transformer.transformer_blocks[-2].register_forward_hook(keep)
+    return seen
+
+
 def velocity_loss(
     transformer: SD3Transformer2DModel,
     x0: torch.Tensor,
@@ -97,13 +138,13 @@ def velocity_loss(
     x1 = torch.randn(x0.shape, generator=generator).to(x0.device)
     t_ = t.view(-1, 1, 1, 1)
     v = transformer((1 - t_) * x0 + t_ * x1, tokens, pooled, 1000 * t, return_dict=False)[0]
-    return F.mse_loss(v, x1 - x0)
+    return F.mse_loss(v.float(), x1 - x0)
 
 
-def optimizers(transformer: SD3Transformer2DModel, learning_rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(transformer: SD3Transformer2DModel, naming: Naming, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for everything else."""
     matrices: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = list(naming.parameters())
     for name, parameter in transformer.named_parameters():
         inside = name.startswith("transformer_blocks") and parameter.ndim == 2
         (matrices if inside else rest).append(parameter)
@@ -134,19 +175,24 @@ def train(
         data = Pairs(**torch.load(data_path, weights_only=True))
     else:
         data = pairs(pipe, world, prompts, settings)
-        torch.save({"latents": data.latents, "prompts": data.prompts}, data_path)
+        torch.save({"latents": data.latents, "contents": data.contents, "prompts": data.prompts}, data_path)
     with torch.no_grad():
         tokens, pooled = (part.to(device) for part in embed(pipe, [prompt["prompt"] for prompt in prompts]))
 
     transformer = pipe.transformer.to(device).train()
     average = [parameter.detach().clone() for parameter in transformer.parameters()]
-    tools = optimizers(transformer, settings.learning_rate)
+    naming = Naming(transformer, world).to(device)
+    hidden = hidden_patches(transformer)
+    for block in transformer.transformer_blocks:
+        block.compile()
+    tools = optimizers(transformer, naming, settings.learning_rate)
     generator = torch.Generator().manual_seed(settings.seed)
     start = 0
     checkpoint = folder / "flow.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         transformer.load_state_dict(state["transformer"])
+        naming.load_state_dict(state["naming"])
         average = state["average"]
         for tool, saved in zip(tools, state["optimizers"], strict=True):
             tool.load_state_dict(saved)
@@ -156,6 +202,7 @@ def train(
     def save(step: int) -> None:
         state = {
             "transformer": transformer.state_dict(),
+            "naming": naming.state_dict(),
             "average": average,
             "optimizers": [tool.state_dict() for tool in tools],
             "generator": generator.get_state(),
@@ -166,15 +213,18 @@ def train(
         aside.rename(checkpoint)
 
     latents = data.latents.to(device)
+    shows = data.contents.to(device)
     rows = data.prompts.to(device)
     saved_at = time.monotonic()
-    smooth = 1.0
+    smooth, smooth_unnamed = 1.0, 3.0
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc="flow", mininterval=10)
     for step in bar:
         chosen = torch.randint(len(latents), (settings.batch,), generator=generator).to(device)
         row = rows[chosen]
-        loss = velocity_loss(transformer, latents[chosen], tokens[row], pooled[row], generator)
-        loss.backward()
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            loss = velocity_loss(transformer, latents[chosen], tokens[row], pooled[row], generator)
+            unnamed = naming.loss(hidden[0], shows[chosen])
+        (loss + settings.naming * unnamed).backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
         for tool in tools:
             for group in tool.param_groups:
@@ -184,7 +234,8 @@ def train(
         decay = min(settings.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(average, [p.detach() for p in transformer.parameters()], 1 - decay)
         smooth += 0.01 * (loss.item() - smooth)
-        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+        smooth_unnamed += 0.01 * (unnamed.item() - smooth_unnamed)
+        bar.set_postfix(loss=f"{smooth:.4f}", naming=f"{smooth_unnamed:.4f}", refresh=False)
         if time.monotonic() - saved_at > settings.checkpoint_every_s:
             save(step + 1)
             saved_at = time.monotonic()

@@ -1,0 +1,85 @@
+"""The flow stage of the tiny world's pretraining: noise levels, the auxiliary naming of patches, the learning rate."""
+
+import math
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+
+from tiny_world.pretrain.flow import FlowSettings, Naming, hidden_patches, noise_levels, optimizers, rate, velocity_loss
+from tiny_world.prompts import WORLDS
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def transformer() -> SD3Transformer2DModel:
+    torch.manual_seed(0)
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=12,
+        pooled_projection_dim=12,
+        pos_embed_max_size=4,
+        qk_norm="rms_norm",
+    )
+
+
+def a_batch(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(count, 4, 8, 8, generator=generator),
+        torch.randn(count, 5, 12, generator=generator),
+        torch.randn(count, 12, generator=generator),
+    )
+
+
+def test_noise_levels_are_two_logit_normals_of_equal_share():
+    logits = torch.logit(noise_levels(20_000, torch.Generator().manual_seed(0)).double())
+    assert logits[:10_000].mean().item() == pytest.approx(2.0, abs=0.05)
+    assert logits[10_000:].mean().item() == pytest.approx(0.4, abs=0.05)
+    assert logits[:10_000].std().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_an_untrained_head_of_no_preference_costs_the_log_of_the_names(transformer: SD3Transformer2DModel):
+    world = WORLDS["small"]
+    naming = Naming(transformer, world)
+    torch.nn.init.zeros_(naming.head[-1].weight)
+    torch.nn.init.zeros_(naming.head[-1].bias)
+    contents = torch.randint(21, (2, 16))
+    assert naming.loss(torch.randn(2, 16, 16), contents).item() == pytest.approx(math.log(21), rel=1e-5)
+
+
+def test_naming_teaches_the_blocks_before_the_last_and_leaves_the_last_alone(
+    transformer: SD3Transformer2DModel,
+):
+    hidden = hidden_patches(transformer)
+    naming = Naming(transformer, WORLDS["small"])
+    x0, tokens, pooled = a_batch(2)
+    velocity_loss(transformer, x0, tokens, pooled, torch.Generator().manual_seed(2))
+    assert hidden[0].shape == (2, 16, 16)
+    naming.loss(hidden[0], torch.randint(21, (2, 16))).backward()
+    first, _, last = transformer.transformer_blocks
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in first.parameters())
+    assert all(p.grad is None for p in last.parameters())
+
+
+def test_the_optimizers_hold_every_parameter_once(transformer: SD3Transformer2DModel):
+    naming = Naming(transformer, WORLDS["small"])
+    held = [id(p) for tool in optimizers(transformer, naming, 1e-3) for g in tool.param_groups for p in g["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(p) for module in (transformer, naming) for p in module.parameters()}
+
+
+def test_the_rate_warms_up_stays_and_falls_to_zero():
+    settings = FlowSettings(steps=1000, cooldown=0.5)
+    assert rate(0, settings) == pytest.approx(1 / 200)
+    assert rate(300, settings) == 1.0
+    assert rate(750, settings) == pytest.approx(0.5)
+    assert rate(1000, settings) == 0.0
