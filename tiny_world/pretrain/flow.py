@@ -41,7 +41,7 @@ class FlowSettings:
     learning_rate: float = 2e-3
     cooldown: float = 0.5
     naming: float = 0.1
-    ema: float = 0.999
+    ema: float = 0.995
     checkpoint_every_s: float = 600.0
     seed: int = 0
 
