@@ -54,4 +54,4 @@ def retry_after(excess_items: float, rate: float | None, *, lowest_s: int = 1, h
     """
     if rate is None or rate <= 0:
         return lowest_s
-    return min(max(math.ceil(excess_items / rate), lowest_s), highest_s)
+    return math.ceil(min(max(excess_items / rate, lowest_s), highest_s))
