@@ -9,7 +9,14 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 # (width, inner width, layers, heads) of the text tower and of the vision tower.
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"text": (16, 32, 2, 2), "vision": (16, 32, 2, 2), "projection": 8, "image": 32, "patch": 8, "vocabulary": 0},
+    "tiny": {
+        "text": (16, 32, 2, 2),
+        "vision": (16, 32, 2, 2),
+        "projection": 8,
+        "image": 32,
+        "patch": 8,
+        "vocabulary": 0,
+    },
     "ViT-L/14": {
         "text": (768, 3072, 12, 12),
         "vision": (1024, 4096, 24, 16),
@@ -78,9 +85,9 @@ def save_processor(folder: Path, size: str) -> None:
     settings |= {"bos_token": START, "unk_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     side = SIZES[size]["image"]
-    CLIPImageProcessorPil(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-    ).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
+        folder
+    )
 
 
 def _tower(width: int, inner: int, layers: int, heads: int) -> dict[str, int]:

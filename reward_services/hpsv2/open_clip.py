@@ -12,6 +12,7 @@ import torch
 
 from reward_services.weights import WeightsError
 
+HEADS = 16
 _BLOCK = re.compile(r"(?P<tower>visual\.)?transformer\.resblocks\.(?P<layer>\d+)\.(?P<rest>.+)")
 _IN_BLOCK = {
     "ln_1": "layer_norm1",
@@ -38,16 +39,17 @@ _OUTSIDE = {
 _TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
 
 
-def clip_model(state: Mapping[str, torch.Tensor], *, text_heads: int = 16, vision_heads: int = 16) -> Any:
-    """The CLIPModel (float32) of an open_clip state; sizes are read from its shapes, heads cannot be.
+def clip_model(state: Mapping[str, torch.Tensor]) -> Any:
+    """The CLIPModel (float32, in evaluation mode) of an open_clip state of a ViT-H/14.
 
-    The activation is the exact GELU, as in all of LAION's ViT-H/14. Raises WeightsError.
+    Sizes are read from the shapes. What shapes do not tell is ViT-H/14's own: 16 heads in both towers and the exact
+    GELU. Raises WeightsError.
     """
     from transformers import CLIPConfig, CLIPModel
 
     named = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     try:
-        config = CLIPConfig(**_sizes(named, text_heads, vision_heads))
+        config = CLIPConfig(**_sizes(named))
     except KeyError as error:
         raise WeightsError(f"this is no open_clip checkpoint of a ViT: it lacks {error.args[0]}") from None
     with torch.device("meta"):  # no random weights only to overwrite them
@@ -65,10 +67,10 @@ def clip_model(state: Mapping[str, torch.Tensor], *, text_heads: int = 16, visio
     for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
         count = embeddings.position_embedding.num_embeddings
         embeddings.position_ids = torch.arange(count).expand(1, -1)  # a buffer no checkpoint holds
-    return model
+    return model.eval()
 
 
-def _sizes(state: Mapping[str, torch.Tensor], text_heads: int, vision_heads: int) -> dict[str, Any]:
+def _sizes(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     layers = {True: 0, False: 0}
     for name in state:
         if match := _BLOCK.fullmatch(name):
@@ -85,7 +87,7 @@ def _sizes(state: Mapping[str, torch.Tensor], text_heads: int, vision_heads: int
             "hidden_size": text_width,
             "intermediate_size": state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
             "num_hidden_layers": layers[False],
-            "num_attention_heads": text_heads,
+            "num_attention_heads": HEADS,
             "max_position_embeddings": state["positional_embedding"].shape[0],
             "hidden_act": "gelu",
             "bos_token_id": end - 1,
@@ -96,7 +98,7 @@ def _sizes(state: Mapping[str, torch.Tensor], text_heads: int, vision_heads: int
             "hidden_size": vision_width,
             "intermediate_size": state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
             "num_hidden_layers": layers[True],
-            "num_attention_heads": vision_heads,
+            "num_attention_heads": HEADS,
             "image_size": round(places**0.5) * patch,
             "patch_size": patch,
             "hidden_act": "gelu",

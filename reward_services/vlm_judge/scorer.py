@@ -1,6 +1,7 @@
 """A vision-language model as judge; it runs elsewhere, behind an OpenAI-compatible endpoint."""
 
 import asyncio
+import hashlib
 import logging
 import os
 import time
@@ -38,7 +39,8 @@ class VlmJudgeScorer:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.config = read_judge(config, preset, base_url=base_url, model=model)
-        self.version = f"{self.config.model}+{preset or config.rsplit('/', 1)[-1]}"
+        asked = self.config.model_dump_json(include={"prompt", "pattern", "max_tokens", "temperature", "extra_body"})
+        self.version = f"{self.config.model}+{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
         self.low, self.high = self.config.low, self.config.high
         self.meaning = f"grade by {self.config.model} from {self.low:g} to {self.high:g}"
         # A batch lasts as long as its slowest answer; several rounds in one keep the endpoint busy.
