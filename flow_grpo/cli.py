@@ -5,7 +5,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -84,11 +84,13 @@ def _serve(args: argparse.Namespace) -> int:
 
         end_with_parent()
         token = os.environ.get(TOKEN_VARIABLE) or None
+        on_stop: Callable[[], None] | None = None
         if is_gateway:
             from gateway import app as gateway_app
             from gateway.config import load_config
 
             app = gateway_app.create_app(load_config(args.config), token=token)
+            on_stop = app.state.page.hub.close
         else:
             from reward_services import service
             from reward_services.registry import load_scorer
@@ -96,7 +98,7 @@ def _serve(args: argparse.Namespace) -> int:
             app = service.create_app(load_scorer(args.target, dict(args.option)), token=token)
         if args.port:
             print(f"serving {args.target} at http://{args.host}:{args.port} (/docs), Ctrl-C ends it", file=sys.stderr)
-        serve(app, args.host, args.port, args.ready_file, token=token)
+        serve(app, args.host, args.port, args.ready_file, token=token, on_stop=on_stop)
     except ModuleNotFoundError as error:
         return _complain(_missing(error, args.target))
     except (ValueError, OSError) as error:

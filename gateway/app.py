@@ -54,6 +54,7 @@ def create_app(
 
     app = FastAPI(title="Reward gateway", description="Scores images by several rewards", lifespan=lifespan)
     app.state.gateway = gateway
+    app.state.page = page
     install_problem_handlers(app)
     if config.page.enabled:
         app.include_router(page_router(page, token))

@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -20,11 +21,13 @@ def serve(
     ready_file: Path | str | None = None,
     *,
     token: str | None = None,
+    on_stop: Callable[[], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight within 5 s.
 
     Port 0 takes a free one. `ready_file` receives the address ("http://HOST:PORT") in one rename once the socket
-    listens. `token` is what the app checks; without one only a loopback host is served. Raises ValueError.
+    listens. `token` is what the app checks; without one only a loopback host is served. `on_stop` is called as the
+    stop begins, so that answers without end do not use up the 5 s. Raises ValueError.
     """
     if token is None and not _is_loopback(host):
         raise ValueError(f"refusing to serve {host} without a token: set REWARD_TOKEN or serve 127.0.0.1")
@@ -39,13 +42,16 @@ def serve(
         timeout_graceful_shutdown=DRAIN_S,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, Path(ready_file) if ready_file else None).run()
+        _Server(config, Path(ready_file) if ready_file else None, on_stop).run()
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready_file: Path | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready_file: Path | None, on_stop: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(config)
         self.ready_file = ready_file
+        self.on_stop = on_stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -53,6 +59,11 @@ class _Server(uvicorn.Server):
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             _write_whole(self.ready_file, address + "\n")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.on_stop is not None:
+            self.on_stop()
+        await super().shutdown(sockets)
 
 
 def _write_whole(path: Path, text: str) -> None:

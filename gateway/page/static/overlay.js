@@ -31,10 +31,17 @@ function corners(box) {
 }
 
 export function drawMarks(marks) {
-  const { naturalWidth: width, naturalHeight: height } = byId("shown");
-  byId("boxes").setAttribute("viewBox", `0 0 ${width || 1} ${height || 1}`);
+  const [width, height] = fileSize(byId("shown"));
+  byId("boxes").setAttribute("viewBox", `0 0 ${width} ${height}`);
   byId("boxes").replaceChildren(...marks.flatMap((mark) => [outline(mark, "halo"), outline(mark, mark.kind)]));
   byId("labels").replaceChildren(...marks.map((mark) => label(mark, width, height)));
+}
+
+// Pixels of the file as they are stored. The natural size is that of the upright picture, the shown one is not turned.
+function fileSize(image) {
+  const { naturalWidth: width, naturalHeight: height } = image;
+  const turned = width > height !== image.clientWidth > image.clientHeight;
+  return turned ? [height || 1, width || 1] : [width || 1, height || 1];
 }
 
 function outline(mark, kind) {

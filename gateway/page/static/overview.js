@@ -72,7 +72,7 @@ export class Overview {
 
   show(row, reward) {
     const up = reward.replicas.filter((replica) => replica.state === "up").length;
-    row.version.textContent = reward.version || "no replica has been up yet";
+    row.version.textContent = reward.version ? `version ${reward.version}` : "no replica has been up yet";
     row.name.title = reward.meaning;
     row.replicas.replaceChildren(
       ...reward.replicas.map((replica) => element("span", { class: "dot", "data-state": replica.state, title: replica.url })),
