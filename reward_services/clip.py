@@ -1,0 +1,188 @@
+"""What rewards over CLIP share: loading, image and text embeddings, the scorer around them.
+
+Shapes: B images or texts, D embedding channels.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reward_api import Item, Outcome
+from reward_services.weights import WeightsError, fetch, first_line
+
+CLIP_L = "openai/clip-vit-large-patch14"
+CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+TEXT_TOKENS = 77
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_LONGEST = 4  # sides in a longer ratio are cropped before they are resized
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """A CLIPModel with its tokenizer and image processor; embeddings come out in float32, with length 1."""
+
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    scale: float
+    """exp(logit_scale), taken before the model was cast: half precision would move it by up to .2 %."""
+
+    @property
+    def image_size(self) -> int:
+        """The side of the square the model sees, in pixels."""
+        return int(self.model.config.vision_config.image_size)
+
+    def image_embeddings(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """(B, D) of images (H, W, 3), each resized by its shorter side and cropped to the centre."""
+        pixels = self.image_processor(
+            images=[_central(image) for image in images], return_tensors="pt", input_data_format="channels_last"
+        )["pixel_values"]
+        with torch.inference_mode():
+            pixels = pixels.to(self.model.device, self.model.dtype)
+            image_BD = self.model.get_image_features(pixel_values=pixels).pooler_output
+        return torch.nn.functional.normalize(image_BD.float(), dim=-1)
+
+    def text_embeddings(self, texts: Sequence[str]) -> torch.Tensor:
+        """(B, D); a text is cut at 77 tokens, start and end included. Equal texts are encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        tokens = self.tokenizer(
+            distinct,
+            padding=True,
+            truncation=True,
+            max_length=min(TEXT_TOKENS, self.model.config.text_config.max_position_embeddings),
+            return_tensors="pt",
+        ).to(self.model.device)
+        with torch.inference_mode():
+            text_BD = self.model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            ).pooler_output
+        text_BD = torch.nn.functional.normalize(text_BD.float(), dim=-1)
+        return text_BD[[distinct.index(text) for text in texts]]
+
+    def cosines(self, images: Sequence[NDArray[np.uint8]], texts: Sequence[str]) -> torch.Tensor:
+        """(B,) cosine of each image with its own text."""
+        return (self.image_embeddings(images) * self.text_embeddings(texts)).sum(-1)
+
+
+def load_clip(source: str, *, processor: str = "", fallback: str = "", device: str = "", dtype: str = "") -> Clip:
+    """The CLIPModel of a directory or hub id.
+
+    Tokenizer and image processor come from `processor`, by default from `source`, or where that lacks them from
+    `fallback`. `device` defaults to cuda where there is one; `dtype` to float16 there and float32 elsewhere. Raises
+    WeightsError.
+    """
+    from transformers import CLIPModel
+
+    config = fetch(source, "config.json")
+    kind = None if config is None else json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    if kind != "clip":
+        found = "no config.json" if config is None else f"a model of type {kind!r}"
+        raise WeightsError(f"{source} holds {found}, not a CLIPModel")
+    try:
+        model, report = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # OSError, RuntimeError, SafetensorError...: files absent, torn or of other shapes
+        raise WeightsError(f"{source} cannot be loaded as a CLIPModel: {first_line(error)}") from error
+    if report["missing_keys"]:
+        absent = sorted(report["missing_keys"])
+        raise WeightsError(f"{source} lacks {len(absent)} weights of its CLIPModel, first {absent[0]}")
+    return prepared(model, *load_processor(processor or source, fallback), device=device, dtype=dtype)
+
+
+def load_processor(source: str, fallback: str = "") -> tuple[Any, Any]:
+    """(tokenizer, image processor) of a directory or hub id, or of `fallback` where it lacks one of them."""
+    from transformers import CLIPImageProcessorPil, CLIPTokenizer
+
+    if not _has_processor(source):
+        if not fallback:
+            raise WeightsError(f"{source} has no tokenizer or image processor: name one with --option processor=...")
+        source = fallback
+        if not _has_processor(source):
+            raise WeightsError(f"{source} has no tokenizer or image processor")
+    try:
+        return CLIPTokenizer.from_pretrained(source), CLIPImageProcessorPil.from_pretrained(source)
+    except Exception as error:
+        raise WeightsError(f"{source} has no usable CLIP processor: {first_line(error)}") from error
+
+
+def prepared(model: Any, tokenizer: Any, image_processor: Any, *, device: str = "", dtype: str = "") -> Clip:
+    """A CLIPModel in float32 as a `Clip` on its device and in its precision."""
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = DTYPES[dtype] if dtype else (torch.float16 if chosen.type == "cuda" else torch.float32)
+    scale = float(model.logit_scale.detach().exp())
+    return Clip(model.eval().requires_grad_(False).to(chosen, precision), tokenizer, image_processor, scale)
+
+
+class ClipScorer(ABC):
+    """A reward over one CLIP model: its options, loading and warm-up. A subclass says how to score.
+
+    `model` and `processor` are directories or hub ids; the processor defaults to the model's own. `device` is a torch
+    device, by default cuda where there is one; `dtype` float32, float16 or bfloat16, by default float16 on cuda.
+    """
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+    metadata = "none"
+    batch_limit = 16
+    # Matrix products of another batch size may round differently.
+    batch_invariant = False
+    default_model = CLIP_L
+    fallback_processor = CLIP_L
+
+    def __init__(self, model: str = "", processor: str = "", device: str = "", dtype: str = "") -> None:
+        if dtype and dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
+        self.model = model or self.default_model
+        self.processor, self.device, self.dtype = processor, device, dtype
+        self.version = self.model.rstrip("/").rsplit("/", 1)[-1]
+        self._clip: Clip | None = None
+
+    @property
+    def clip(self) -> Clip:
+        """The model, loaded at its first use."""
+        if self._clip is None:
+            self._clip = self._load_clip()
+        return self._clip
+
+    def load(self) -> None:
+        """Read all weights. Raises WeightsError."""
+        _ = self.clip
+
+    def warm_up(self) -> None:
+        """Score one gray image, so that the first request finds everything in its place."""
+        self.score([Item(np.full((self.clip.image_size, self.clip.image_size, 3), 128, np.uint8), "gray")])
+
+    @abstractmethod
+    def score(self, batch: Sequence[Item]) -> Sequence[Outcome]:
+        """One outcome an item."""
+
+    def _load_clip(self) -> Clip:
+        return load_clip(
+            self.model,
+            processor=self.processor,
+            fallback=self.fallback_processor,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+def _has_processor(source: str) -> bool:
+    # Without these files transformers would make up an empty vocabulary.
+    return fetch(source, "preprocessor_config.json") is not None and (
+        fetch(source, "tokenizer.json") is not None or fetch(source, "vocab.json") is not None
+    )
+
+
+def _central(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy, without the ends of a very long image: the processor would enlarge them before it crops them off."""
+    height, width, _ = image.shape
+    side = _LONGEST * min(height, width)
+    top, left = max(0, height - side) // 2, max(0, width - side) // 2
+    # transformers copies too, but torch would warn of arrays that cannot be written to.
+    return image[top : top + side, left : left + side].copy()
