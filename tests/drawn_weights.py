@@ -24,10 +24,20 @@ def drawn_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str,
 
 def _scaled(name: str, noise: np.ndarray) -> np.ndarray:
     if noise.ndim == 1:
-        is_norm = name.endswith(".weight")
-        return 1 + 0.2 * noise if is_norm else (1.0 if "sampling_offsets" in name else 0.1) * noise
-    if "position_bias" in name or "embed.weight" in name and "cls" not in name or "query_feat" in name:
+        if name.endswith(".weight"):  # of a norm
+            return 1 + 0.2 * noise
+        wide = {"sampling_offsets.bias": 1.0, "mask_feature.bias": 3.0}
+        return next((width for end, width in wide.items() if name.endswith(end)), 0.1) * noise
+    if any(word in name for word in ("position_bias", "query_embed", "query_feat", "level_embed", "level_encoding")):
         return 0.5 * noise
     fan_in = float(np.prod(noise.shape[1:]))
-    gain = 6.0 if "cls_embed" in name else 1.0
-    return gain * noise / fan_in**0.5
+    return _gain(name) * noise / fan_in**0.5
+
+
+def _gain(name: str) -> float:
+    """A query stays itself through the decoder, and different queries give different classes and masks."""
+    if "cls_embed" in name:
+        return 4.0
+    if "mask_embed" in name:
+        return 1.5
+    return 0.3 if "transformer_decoder" in name and ("out_proj" in name or "ffn.layers.1" in name) else 1.0

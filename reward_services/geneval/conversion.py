@@ -114,7 +114,8 @@ def _renamed(name: str) -> str:
 def _merged_order(tensor: torch.Tensor) -> torch.Tensor:
     """Channels of a 2x2 patch: mmdet counts (channel, row, column), transformers (column, row, channel)."""
     patches = tensor.unflatten(-1, (-1, 2, 2))
-    return patches.movedim((-3, -2, -1), (-1, -2, -3)).flatten(-3).contiguous()
+    reordered: torch.Tensor = patches.movedim((-3, -2, -1), (-1, -2, -3)).flatten(-3)
+    return reordered.contiguous()
 
 
 def configuration(state: State) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`flow-grpo convert-detector`: mmdet's checkpoint of GenEval's detector as a directory for ``detector=mask2former``."""
+"""`flow-grpo convert-detector`: the checkpoint of GenEval's detector as a directory for ``detector=mask2former``."""
 
 import argparse
 import shutil
@@ -29,8 +29,9 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="flow-grpo convert-detector",
-        description="Converts GenEval's detector, mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco, into a directory "
-        "of safetensors and configuration that needs neither mmdet nor mmcv. Nothing in the checkpoint is executed.",
+        description="Converts GenEval's detector, mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco, into a "
+        "directory of safetensors and configuration that needs neither mmdet nor mmcv. Nothing in the checkpoint is "
+        "executed.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the .pth file, of mmdet 2 or 3")
     parser.add_argument("out", type=Path, metavar="OUT", help="a directory that does not exist yet, or is empty")
@@ -46,6 +47,7 @@ def convert(checkpoint: Path, out: Path) -> None:
 
 def save(state: State, out: Path) -> None:
     """mmdet's weights as transformers' model in the directory ``out``. Raises WeightsError."""
+    from safetensors.torch import save_file
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
     config = Mask2FormerConfig(**configuration(state))
@@ -68,10 +70,12 @@ def save(state: State, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        for name, tensor in model.state_dict().items():
-            weights.setdefault(name, torch.ones(tensor.shape))
-        model.save_pretrained(aside, state_dict=weights)
+        unused = {name: torch.ones(model.state_dict()[name].shape) for name in _UNUSED}
+        save_file({**weights, **unused}, aside / "model.safetensors", metadata={"format": "pt"})
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(aside)
         aside.chmod(0o755)
+        (aside / "model.safetensors").chmod(0o644)
         if out.exists():
             out.rmdir()
         aside.rename(out)

@@ -22,10 +22,10 @@ def instances(
 ) -> list[Detection]:
     """The detections of one image whose confidence exceeds ``min_score``.
 
-    ``class_logits`` is (Q, C + 1), the last class being "no object"; ``mask_logits`` (Q, h, w) covers the canvas. Of all
-    pairs of query and class the 100 most probable are looked at; a query may appear under several classes. Confidence
-    is the class probability times the mean mask probability inside the mask (logit above 0), so that a pair below
-    ``min_score`` in probability need not be enlarged.
+    ``class_logits`` is (Q, C + 1), the last class being "no object"; ``mask_logits`` (Q, h, w) covers the canvas. Of
+    all pairs of query and class the 100 most probable are looked at; a query may appear under several classes.
+    Confidence is the class probability times the mean mask probability inside the mask (logit above 0), so that a
+    pair of a probability below ``min_score`` need not be enlarged.
     """
     probability_QC = class_logits.float().softmax(-1)[:, :-1]
     flat = probability_QC.flatten()

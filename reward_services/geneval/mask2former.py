@@ -21,7 +21,7 @@ class Mask2FormerDetector:
 
     ``device`` is a torch device, by default cuda where there is one. On cuda the model runs in float16 autocast unless
     ``half`` is false; logits and everything after them are float32. ``images_at_once`` bounds memory, by default 8 on
-    cuda and 1 elsewhere, where a batch is no faster. Detections with a confidence of ``min_score`` or less are left out.
+    cuda and 1 elsewhere, where a batch is no faster. Detections of a confidence up to ``min_score`` are left out.
     """
 
     classes = CLASSES

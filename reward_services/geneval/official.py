@@ -1,8 +1,8 @@
-"""The ``mmdet`` detector: GenEval's own stack, mmdet 3.3, with compiled mmcv where it is installed and without elsewhere.
+"""The ``mmdet`` detector: GenEval's own stack, mmdet 3.3, with compiled mmcv or without.
 
-mmdet imports compiled operators of mmcv that Mask2Former does not need for inference. Where they are absent (mmcv-lite) a
-module stands in for them whose operators refuse to run, and the one operator that would be used on cuda, the deformable
-attention, takes mmcv's PyTorch path.
+mmdet imports compiled operators of mmcv that Mask2Former does not need for inference. Where they are absent, as in
+mmcv-lite, a module stands in for them whose operators refuse to run, and the deformable attention, which would call one
+on cuda, takes mmcv's PyTorch path.
 """
 
 import importlib
@@ -31,8 +31,8 @@ CONFIG = Path(".mim", "configs", "mask2former", "mask2former_swin-s-p4-w7-224_8x
 class MmdetDetector:
     """Runs mmdet's ``inference_detector`` on a checkpoint of mmdet 2 or 3, one image after the other, in float32.
 
-    ``device`` is a torch device, by default cuda where there is one. Detections with a confidence of ``min_score`` or
-    less are left out.
+    ``device`` is a torch device, by default cuda where there is one. Detections of a confidence up to
+    ``min_score`` are left out.
     """
 
     classes = CLASSES
@@ -97,7 +97,8 @@ def bridge_compiled_operators() -> bool:
     if not isinstance(sys.modules.get("mmcv._ext"), _StandIn):
         return False
     # On cuda the attention asks this name whether to call the compiled operator.
-    importlib.import_module("mmcv.ops.multi_scale_deform_attn").IS_CUDA_AVAILABLE = False
+    attention: Any = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
+    attention.IS_CUDA_AVAILABLE = False
     return True
 
 
