@@ -31,6 +31,8 @@ unit: $(INSTALLED)
 integration: $(INSTALLED)
 	$(BIN)/python -m pytest tests/integration
 
+.venv-mmdet: $(MMDET)/.installed
+
 $(MMDET)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(MMDET), a minute or two"
 	$(PYTHON) -m venv $(MMDET)

@@ -54,8 +54,8 @@ def make_detector(choice: Choice) -> Detector:
         absent = [name for name in ("mmcv", "mmengine", "mmdet") if not _is_installed(name)]
         if absent:
             raise ValueError(
-                f"detector='mmdet' needs {' and '.join(absent)}: make .venv-mmdet, or flow-grpo[geneval-mmdet] with mmcv "
-                "2.1 or mmcv-lite 2.1; detector=mask2former needs none of them"
+                f"detector='mmdet' needs {' and '.join(absent)}: install flow-grpo[geneval-mmdet] with mmcv or "
+                "mmcv-lite 2.1 as make .venv-mmdet does; detector=mask2former needs none of them"
             )
         return MmdetDetector(choice.model, device=choice.device, min_score=THRESHOLD)
     from reward_services.geneval.mask2former import Mask2FormerDetector

@@ -54,8 +54,4 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
 def _reason(error: Exception) -> str:
     """torch wraps the reason in advice on how to load the file all the same, which would execute it."""
-    marker = "WeightsUnpickler error: "
-    text = str(error)
-    if marker not in text:
-        return first_line(error)
-    return text.partition(marker)[2].partition("\n")[0].partition(" Please use")[0].strip()
+    return first_line(error.__context__ or error).partition(" Please use")[0]

@@ -18,6 +18,7 @@ else:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bridge_compiled_operators()
+        import reference  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -48,4 +48,4 @@ if __name__ == "__main__":
 
     bridge_compiled_operators()
     np.savez_compressed(FILE, **recording())
-    print(f"wrote {FILE}, {FILE.stat().st_size} bytes")
+    print(f"wrote {FILE}, {FILE.stat().st_size} bytes")  # noqa: T201

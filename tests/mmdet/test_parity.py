@@ -43,7 +43,7 @@ def check(model: Any, port: Mask2FormerDetector, image: np.ndarray) -> None:
         for label, score, box, mask in zip(said["labels"], said["scores"], said["boxes"], said["masks"], strict=True)
     ]
     check_detections(ours, theirs)
-    print(
+    print(  # noqa: T201
         f"{image.shape}: pixels {abs(canvas.pixels.numpy() - said['pixels']).max():.1e}, "
         f"class logits {abs(class_logits - said['class_logits']).max():.1e}, "
         f"mask logits {abs(mask_logits - said['mask_logits']).max():.1e}, "
