@@ -23,6 +23,7 @@ REWARDS = (
 DELEGATED = {
     "train": ("trainer.train", "train a model: flow-grpo train RECIPE [--key=value ...]"),
     "evaluate": ("trainer.evaluate", "score a model on held-out prompts: flow-grpo evaluate RECIPE_OR_MODEL ..."),
+    "convert-detector": ("reward_services.geneval.convert", "make mmdet's checkpoint of GenEval's detector run without mmdet"),
     "demo": ("flow_grpo.demo", "the whole path on this machine: services, gateway, training, evaluation"),
 }
 
@@ -122,7 +123,8 @@ def _delegate(command: str, arguments: Sequence[str]) -> int:
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        return _complain(_missing(error, "demo" if command == "demo" else "trainer"))
+        extra = {"demo": "demo", "convert-detector": "geneval"}.get(command, "trainer")
+        return _complain(_missing(error, extra))
     return cast(int, module.main(arguments))
 
 
