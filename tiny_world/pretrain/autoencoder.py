@@ -37,7 +37,7 @@ def train(vae: AutoencoderTiny, world: World, steps: int, batch: int, seed: int)
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    vae.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae.train().to(memory_format=torch.channels_last)
     bar = tqdm(range(steps), desc="autoencoder", unit="step", mininterval=5)
     for _ in bar:
         x = pictures(world, batch, rng).contiguous(memory_format=torch.channels_last)
@@ -51,7 +51,7 @@ def train(vae: AutoencoderTiny, world: World, steps: int, batch: int, seed: int)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    vae.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    vae.eval().to(memory_format=torch.contiguous_format)
     with torch.no_grad():
         x = pictures(world, 256, random.Random(seed + 1))
         z = vae.encoder(x)

@@ -118,7 +118,10 @@ class Naming(torch.nn.Module):
         self.names = 1 + len(world.shapes) * len(world.colors)
         parts = transformer.config.patch_size**2
         self.head = torch.nn.Sequential(
-            torch.nn.LayerNorm(width), torch.nn.Linear(width, width), torch.nn.SiLU(), torch.nn.Linear(width, parts * self.names)
+            torch.nn.LayerNorm(width),
+            torch.nn.Linear(width, width),
+            torch.nn.SiLU(),
+            torch.nn.Linear(width, parts * self.names),
         )
 
     def loss(self, hidden: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
