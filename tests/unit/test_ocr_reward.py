@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from reward_api import Item, ItemError, Score
-from reward_services.ocr.reader import RapidReader, TextLine, reading_order
+from reward_services.ocr.rapid import RapidReader
+from reward_services.ocr.reader import TextLine, reading_order
 from reward_services.ocr.reward import edit_distance, paper_reward, strict_reward, target_text
 from reward_services.ocr.scorer import OcrScorer
 
@@ -72,7 +73,8 @@ def test_rewards_lie_between_zero_and_one_and_strict_is_never_kinder_than_contai
 
 
 def line(text: str, left: float, top: float, height: float = 10) -> TextLine:
-    return TextLine(text, 1.0, (left, top, left + 20, top + height))
+    right, bottom = left + 20, top + height
+    return TextLine(text, 1.0, ((left, top), (right, top), (right, bottom), (left, bottom)))
 
 
 def test_reading_order_is_rows_then_columns() -> None:
