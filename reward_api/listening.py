@@ -1,5 +1,6 @@
 """Running an app on a socket: port 0, ready-file, a keep-alive that outlives idle clients, a prompt stop."""
 
+import asyncio
 import contextlib
 import ipaddress
 import os
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from reward_api.handover import Handover
 
 KEEP_ALIVE_S = 120
 DRAIN_S = 5
@@ -20,14 +23,17 @@ def serve(
     ready_file: Path | str | None = None,
     *,
     token: str | None = None,
+    handover: Handover | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight within 5 s.
 
     Port 0 takes a free one. `ready_file` receives the address ("http://HOST:PORT") in one rename once the socket
     listens. `token` is what the app checks; without one only a loopback host is served. Raises ValueError.
+
+    A `handover` takes the place of host, port and ready-file: connections come from there, and each carries one
+    request, so that the next one may go to another worker.
     """
-    if token is None and not _is_loopback(host):
-        raise ValueError(f"refusing to serve {host} without a token: set REWARD_TOKEN or serve 127.0.0.1")
+    check_exposure(host, token)
     config = uvicorn.Config(
         app,
         host=host,
@@ -37,29 +43,61 @@ def serve(
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
+        headers=[("connection", "close")] if handover else None,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, Path(ready_file) if ready_file else None).run()
+        _Server(config, Path(ready_file) if ready_file else None, handover).run()
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready_file: Path | None) -> None:
+    def __init__(self, config: uvicorn.Config, ready_file: Path | None, handover: Handover | None) -> None:
         super().__init__(config)
         self.ready_file = ready_file
+        self.handover = handover
+        self._taking: set[asyncio.Task[object]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.handover is not None:
+            await super().startup([])
+            asyncio.get_running_loop().add_reader(self.handover.fileno(), self._take, self.handover)
+            self.handover.report_answering()
+            return
         await super().startup(sockets)
         if self.ready_file is not None:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            _write_whole(self.ready_file, address + "\n")
+            announce(self.servers[0].sockets[0], self.ready_file)
+
+    def _take(self, handover: Handover) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            connection = handover.receive()
+        except EOFError:
+            loop.remove_reader(handover.fileno())
+            self.should_exit = True
+            return
+        if connection is None:
+            return
+        # What uvicorn does with a connection that it accepted itself.
+        protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        task = loop.create_task(loop.connect_accepted_socket(lambda: protocol, connection))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """No reader ever sees half of `text`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
+def check_exposure(host: str, token: str | None) -> None:
+    """Raises ValueError for a host that others reach if nothing is asked of them."""
+    if token is None and not _is_loopback(host):
+        raise ValueError(f"refusing to serve {host} without a token: set REWARD_TOKEN or serve 127.0.0.1")
+
+
+def announce(listener: socket.socket, ready_file: Path) -> None:
+    """Write the listener's address ("http://HOST:PORT") in one rename: no reader ever sees half of it."""
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    aside = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+    aside.write_text(address + "\n")
+    aside.replace(ready_file)
 
 
 def _is_loopback(host: str) -> bool:
