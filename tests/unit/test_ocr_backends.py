@@ -34,10 +34,10 @@ def test_what_is_wrong_with_a_models_folder_is_named(models: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is no folder"):
         find_models(models / "nowhere")
     save(models / "second", "Global: {model_name: en_PP-OCRv5_mobile_rec}")
-    with pytest.raises(ValueError, match="one recognition model.*found second, speller"):
+    with pytest.raises(ValueError, match=r"one recognition model.*found second, speller"):
         find_models(models)
     (models / "finder" / "inference.yml").unlink()
-    with pytest.raises(ValueError, match="one detection model.*found none"):
+    with pytest.raises(ValueError, match=r"one detection model.*found none"):
         find_models(models)
     for broken in ("Global: [", "- a list", "Global:"):
         save(models / "finder", broken)
