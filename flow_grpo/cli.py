@@ -14,6 +14,8 @@ REWARDS = ("geneval", "ocr", "pickscore")
 DELEGATED = {
     "train": ("trainer.train", "train a model: flow-grpo train RECIPE [--key=value ...]"),
     "evaluate": ("trainer.evaluate", "score a model on held-out prompts: flow-grpo evaluate RECIPE_OR_MODEL ..."),
+    "score": ("flow_grpo.score", "score pictures on disk: flow-grpo score FOLDER_OR_JSONL --url URL --out FILE"),
+    "prompts": ("trainer.make_prompts", "write a prompt set: flow-grpo prompts geneval|ocr --count N --out FILE"),
     "demo": ("flow_grpo.demo", "the whole path on this machine: services, gateway, training, evaluation"),
 }
 

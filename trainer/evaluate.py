@@ -17,7 +17,8 @@ from reward_api import Outcome, Score
 from trainer.config import ConfigError, EvaluationConfig, load_config
 from trainer.draws import key
 from trainer.models.sd3 import SD3, ModelError
-from trainer.prompts import Prompt, PromptError, load_prompts
+from trainer.prompt_records import PromptError
+from trainer.prompts import Prompt, load_prompts
 from trainer.rollout import sample
 from trainer.scoring import Outcomes, RewardFailure, RewardScorer
 
