@@ -25,7 +25,7 @@ def read_templates(path: Path) -> list[str]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """A text a line, of one word or several; what reads the same comes once. Raises PromptError naming file and line."""
+    """A text a line, of one word or several; what reads the same comes once. Raises PromptError."""
     texts: dict[str, str] = {}
     for where, line in numbered_lines(path):
         if '"' in line:

@@ -122,7 +122,7 @@ def test_faults_name_the_dataset_and_the_row(
 
 def test_a_name_that_is_nowhere_says_what_it_may_lack(datasets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(PromptError, match="nobody/nothing: the split 'train' cannot be loaded .* network"):
+    with pytest.raises(PromptError, match=r"nobody/nothing: the split 'train' cannot be loaded .* network"):
         load_prompts(source("nobody/nothing"))
     (tmp_path / "a.xlsx").write_bytes(b"")
     with pytest.raises(PromptError, match=r"a\.xlsx: a dataset's file ends in one of \.parquet"):
