@@ -1,4 +1,4 @@
-"""Pictures on disk and what was asked for: a JSONL, a folder with one, GenEval's layout, or a file beside each picture."""
+"""Pictures on disk and what they were asked to show, as a list or as folders."""
 
 import os
 from collections.abc import Iterator, Mapping
