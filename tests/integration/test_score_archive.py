@@ -20,11 +20,11 @@ from tiny_world.scenes import misread, render, sample_scene
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(flow_grpo.__file__).parents[1]
-PROMPTS_PER_TASK = 4
+PROMPTS_PER_TASK = 2
 
 
 def draw(folder: Path) -> int:
-    """Of each prompt one right picture and, but for single objects, one wrong; returns how many there are."""
+    """Of each prompt two right pictures and, but for single objects, two wrong; returns how many there are."""
     world, rng, drawn = WORLDS["small"], random.Random(0), 0
     _, held_out = split(world)
     chosen = [[prompt for prompt in held_out if prompt["tag"] == task][:PROMPTS_PER_TASK] for task in TASKS]
@@ -33,7 +33,7 @@ def draw(folder: Path) -> int:
         samples.mkdir(parents=True)
         (samples.parent / "metadata.jsonl").write_text(json.dumps(prompt))  # no newline, as GenEval writes it
         shown = [prompt] if prompt["tag"] == "single_object" else [prompt, misread(prompt, world, rng)]
-        for number, metadata in enumerate(shown):
+        for number, metadata in enumerate(shown * 2):
             Image.fromarray(render(sample_scene(metadata, world, rng))).save(samples / f"{number:05d}.png")
             drawn += 1
     return drawn
@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_file(tmp_path: Path) -> Non
         tasks = [
             [task, "1.000" if task == "single_object" else "0.500", str(images), str(PROMPTS_PER_TASK), "0"]
             for task in TASKS
-            for images in [PROMPTS_PER_TASK * (1 if task == "single_object" else 2)]
+            for images in [PROMPTS_PER_TASK * (2 if task == "single_object" else 4)]
         ]
         mean = ["mean", "of", "tasks", "0.583", str(count), str(PROMPTS_PER_TASK * len(TASKS)), "0"]
         assert table == [["geneval", "score", "images", "prompts", "missing"], *tasks, mean]
@@ -85,11 +85,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_file(tmp_path: Path) -> Non
         finally:
             service.process.send_signal(signal.SIGCONT)
         before = resumed.read_bytes()
-        assert 5 <= before.count(b"\n") < count
+        lines = before.count(b"\n")
+        assert 5 <= lines < count
         resumed.write_bytes(before[:-20])  # and its last line is torn
 
         status, again, said = finished(start(archive, service.url, resumed))
         assert status == 0, said
-        assert f"{before.count(b'\n') - 1} of them before" in said
+        assert f"{lines - 1} of them before" in said
         assert again == table
     assert resumed.read_bytes() == whole.read_bytes()
