@@ -14,6 +14,7 @@ from PIL import Image
 
 from gateway.app import create_app
 from gateway.config import GatewayConfig
+from gateway.probes import Probe
 from reward_api import Item, ItemError, Limits, RewardClient, RewardRejected, Score
 from reward_api.wire import MSGPACK, decode_request, encode_response
 
@@ -54,7 +55,7 @@ class FakeServices(httpx.AsyncBaseTransport):
 
 
 def config(**overrides: object) -> GatewayConfig:
-    route: dict[str, object] = {"no_replica_grace_s": 0.0}
+    route: dict[str, object] = {"no_replica_grace_s": 0.0, "share_equal": False}
     rewards = {
         name: route | {"replicas": [f"http://{name}"]} | overrides.pop(name, {})  # type: ignore[operator]
         for name in ("count", "style")
@@ -303,7 +304,8 @@ async def test_silence_counts_as_down_only_after_several_probes():
     app = create_app(config(probe_timeout_s=0.01, probe_misses=3), transport=services)
     async with app.router.lifespan_context(app):
         gateway = app.state.gateway
-        probe = gateway._probes[0]
+        dispatcher = gateway.dispatchers["count"]
+        probe = Probe(dispatcher, dispatcher.replicas.replicas[0], gateway.upstream, gateway.config)
         services.mood = "silent"
         found = []
         for _ in range(3):
