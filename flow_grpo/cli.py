@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="serve a reward, or the gateway before several",
         description="Serves one reward or the gateway over HTTP until SIGTERM or Ctrl-C. "
-        "The environment variable REWARD_TOKEN, where set, is asked of callers as bearer token.",
+        "The environment variable REWARD_TOKEN, where set, is asked of callers as bearer token; the gateway also takes "
+        "REWARD_CLIENT_TOKENS (NAME=TOKEN NAME=TOKEN) and REWARD_REPLICAS (REWARD=URL,URL REWARD=URL).",
     )
     serve.add_argument(
         "target", metavar="TARGET", help=f"{', '.join(REWARDS)}, gateway, or MODULE:CLASS for a scorer of your own"
@@ -73,35 +74,59 @@ def _key_value(text: str) -> tuple[str, str]:
 
 def _serve(args: argparse.Namespace) -> int:
     is_gateway = args.target == "gateway"
-    if is_gateway and (args.config is None or args.option):
-        return _complain("serve gateway takes --config FILE, and no --option", status=2)
+    if is_gateway and ((args.config is None and not os.environ.get("REWARD_REPLICAS")) or args.option):
+        message = "serve gateway takes --config FILE or replicas from REWARD_REPLICAS, and no --option"
+        return _complain(message, status=2)
     if not is_gateway and args.config is not None:
         return _complain("--config belongs to serve gateway; a reward takes --option KEY=VALUE", status=2)
     try:
         from flow_grpo.runner import end_with_parent
-        from reward_api.client import TOKEN_VARIABLE
-        from reward_api.listening import serve
 
         end_with_parent()
-        token = os.environ.get(TOKEN_VARIABLE) or None
-        if is_gateway:
-            from gateway import app as gateway_app
-            from gateway.config import load_config
-
-            app = gateway_app.create_app(load_config(args.config), token=token)
-        else:
-            from reward_services import service
-            from reward_services.registry import load_scorer
-
-            app = service.create_app(load_scorer(args.target, dict(args.option)), token=token)
-        if args.port:
-            print(f"serving {args.target} at http://{args.host}:{args.port} (/docs), Ctrl-C ends it", file=sys.stderr)
-        serve(app, args.host, args.port, args.ready_file, token=token)
+        _serve_gateway(args) if is_gateway else _serve_reward(args)
     except ModuleNotFoundError as error:
         return _complain(_missing(error, args.target))
     except (ValueError, OSError) as error:
         return _complain(f"serve {args.target}: {error}")
     return 0
+
+
+def _serve_reward(args: argparse.Namespace) -> None:
+    from reward_api.client import TOKEN_VARIABLE
+    from reward_services.registry import load_scorer
+    from reward_services.service import create_app, serve
+
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    app = create_app(load_scorer(args.target, dict(args.option)), token=token)
+    _announce(args)
+    serve(app, args.host, args.port, args.ready_file, token=token)
+
+
+def _serve_gateway(args: argparse.Namespace) -> None:
+    from gateway.app import create_app
+    from gateway.clients import tokens_of
+    from gateway.config import load_config
+    from reward_api.listening import serve
+
+    token = tokens_of(os.environ)
+    config = load_config(args.config, os.environ)
+    app = create_app(config, token=token, config_file=args.config)
+    _announce(args)
+    serve(
+        app,
+        args.host,
+        args.port,
+        args.ready_file,
+        token=token,
+        on_stop=app.state.gateway.start_draining,
+        notice_s=config.drain_notice_s,
+        drain_s=config.drain_s + 1,
+    )
+
+
+def _announce(args: argparse.Namespace) -> None:
+    if args.port:
+        print(f"serving {args.target} at http://{args.host}:{args.port} (/docs), Ctrl-C ends it", file=sys.stderr)
 
 
 def _delegate(command: str, arguments: Sequence[str]) -> int:
