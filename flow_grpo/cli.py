@@ -40,17 +40,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",
-        help="serve a reward, or the gateway before several",
-        description="Serves one reward or the gateway over HTTP until SIGTERM or Ctrl-C. "
+        help="serve a reward, the gateway before several, or a worker for its jobs",
+        description="Serves a reward or the gateway over HTTP, or works off its jobs, until SIGTERM or Ctrl-C. "
         "The environment variable REWARD_TOKEN, where set, is asked of callers as bearer token.",
     )
     serve.add_argument(
-        "target", metavar="TARGET", help=f"{', '.join(REWARDS)}, gateway, or MODULE:CLASS for a scorer of your own"
+        "target",
+        metavar="TARGET",
+        help=f"{', '.join(REWARDS)}, gateway, jobs-worker, or MODULE:CLASS for a scorer of your own",
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
     serve.add_argument("--ready-file", type=Path, metavar="FILE", help="write the address here once it answers")
-    serve.add_argument("--config", type=Path, metavar="FILE", help="the gateway's YAML file")
+    serve.add_argument("--config", type=Path, metavar="FILE", help="the YAML file of gateway and jobs-worker")
     serve.add_argument(
         "--option",
         action="append",
@@ -72,17 +74,20 @@ def _key_value(text: str) -> tuple[str, str]:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    is_gateway = args.target == "gateway"
-    if is_gateway and (args.config is None or args.option):
-        return _complain("serve gateway takes --config FILE, and no --option", status=2)
-    if not is_gateway and args.config is not None:
-        return _complain("--config belongs to serve gateway; a reward takes --option KEY=VALUE", status=2)
+    is_gateway, is_worker = args.target == "gateway", args.target == "jobs-worker"
+    if (is_gateway or is_worker) and (args.config is None or args.option):
+        return _complain(f"serve {args.target} takes --config FILE, and no --option", status=2)
+    if not (is_gateway or is_worker) and args.config is not None:
+        fault = "--config belongs to serve gateway and serve jobs-worker; a reward takes --option KEY=VALUE"
+        return _complain(fault, status=2)
     try:
         from flow_grpo.runner import end_with_parent
         from reward_api.client import TOKEN_VARIABLE
         from reward_api.listening import serve
 
         end_with_parent()
+        if is_worker:
+            return _work(args)
         token = os.environ.get(TOKEN_VARIABLE) or None
         if is_gateway:
             from gateway import app as gateway_app
@@ -101,6 +106,17 @@ def _serve(args: argparse.Namespace) -> int:
         return _complain(_missing(error, args.target))
     except (ValueError, OSError) as error:
         return _complain(f"serve {args.target}: {error}")
+    return 0
+
+
+def _work(args: argparse.Namespace) -> int:
+    from gateway.config import load_config
+    from gateway.jobs.worker import run_worker
+
+    config = load_config(args.config)
+    if config.jobs is None:
+        return _complain(f"serve jobs-worker: {args.config} has no section jobs")
+    run_worker(config.jobs, args.ready_file)
     return 0
 
 

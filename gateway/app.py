@@ -3,7 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 
 import httpx
 import msgspec
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.config import GatewayConfig, futile_settings
+from gateway.jobs.routes import Jobs, jobs_router
 from gateway.scoring import Gateway
 from reward_api import EnvelopeError, ItemError, Limits, Outcome
 from reward_api.http import (
@@ -34,23 +36,25 @@ def create_app(
     limits: Limits | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> FastAPI:
-    """The app: /v1/score, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs.
+    """The app: /v1/score, /v1/jobs, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs.
 
     With a `token`, /v1/* asks for it as bearer token. `transport` replaces the network to the services in tests.
     """
     bounds = limits or Limits()
     gateway = Gateway(config, transport=transport)
+    jobs = None if config.jobs is None else Jobs(config.jobs, gateway.metrics.registry)
     for sentence in futile_settings(config):
         logger.warning("%s", sentence)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with gateway:
+        async with gateway, jobs.running() if jobs else nullcontext():
             yield
 
     app = FastAPI(title="Reward gateway", description="Scores images by several rewards", lifespan=lifespan)
     app.state.gateway = gateway
     install_problem_handlers(app)
+    app.include_router(jobs_router(jobs, gateway.dispatchers, partial(check_token, token=token), bounds))
 
     @app.post("/v1/score", summary="Score images against their prompts", openapi_extra=SCORE_OPENAPI)
     async def score(request: Request) -> Response:

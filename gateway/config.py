@@ -7,6 +7,8 @@ from typing import Annotated
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from gateway.jobs.config import JobsConfig
+
 logger = logging.getLogger(__name__)
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -60,12 +62,15 @@ class GatewayConfig(BaseModel):
     probe_misses: int = Field(
         3, ge=1
     )  # unanswered probes in a row until a replica counts as down; a refusal counts at once
+    jobs: JobsConfig | None = None  # durable jobs; without this section there are none
 
 
 def load_config(path: Path) -> GatewayConfig:
     """Reads and checks a YAML file. Raises ValueError naming the file and what is wrong in it."""
     try:
-        return GatewayConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return GatewayConfig.model_validate(
+            yaml.safe_load(path.read_text(encoding="utf-8")), context={"base": path.parent}
+        )
     except OSError as error:
         raise ValueError(f"gateway config {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
