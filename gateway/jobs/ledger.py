@@ -119,7 +119,7 @@ class Ledger:
         )
         by_state = select(jobs.c.state, func.count()).group_by(jobs.c.state)
         with self._reading.begin() as connection:
-            found: dict[str, int] = {state: count for state, count in connection.execute(by_state)}
+            found = {row[0]: row[1] for row in connection.execute(by_state)}
             return {str(state): found.get(state, 0) for state in JobState}, connection.scalar(waiting) or 0
 
     def _insert(self, connection: Connection, request: JobRequest, digest: str, now: float) -> str:

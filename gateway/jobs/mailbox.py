@@ -16,7 +16,8 @@ class Channel(filesystem.Channel):
     Names begin with the wall clock instead of the time since the machine's start, so that their order outlives one.
     """
 
-    def _put(self, queue: str, payload: dict[str, Any], **options: Any) -> None:
+    # kombu's own classes disagree on the name of the second parameter.
+    def _put(self, queue: str, payload: dict[str, Any], **options: Any) -> None:  # type: ignore[override]
         name = f"{time.time_ns()}_{uuid4().hex}.{queue}.msg"
         aside = Path(self.data_folder_out) / f".{name}"  # not looked at: what precedes its first dot is empty
         aside.write_text(dumps(payload), encoding="utf-8")
