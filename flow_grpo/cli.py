@@ -5,11 +5,20 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-REWARDS = ("geneval", "ocr", "pickscore")
+REWARDS = (
+    "geneval",
+    "ocr",
+    "pickscore",
+    "clipscore",
+    "hpsv2",
+    "aesthetic",
+    "vlm_judge",
+    "jpeg_compressibility",
+)
 # Commands that read their own arguments: name -> (module with main(argv) -> int, what it does).
 DELEGATED = {
     "train": ("trainer.train", "train a model: flow-grpo train RECIPE [--key=value ...]"),
@@ -81,9 +90,10 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         from flow_grpo.runner import end_with_parent
         from reward_api.client import TOKEN_VARIABLE
-        from reward_api.listening import serve
+        from reward_api.listening import ServiceFailed, serve
 
         end_with_parent()
+        failure: Callable[[], str | None] | None = None
         token = os.environ.get(TOKEN_VARIABLE) or None
         if is_gateway:
             from gateway import app as gateway_app
@@ -95,12 +105,13 @@ def _serve(args: argparse.Namespace) -> int:
             from reward_services.registry import load_scorer
 
             app = service.create_app(load_scorer(args.target, dict(args.option)), token=token)
+            failure = app.state.failure
         if args.port:
             print(f"serving {args.target} at http://{args.host}:{args.port} (/docs), Ctrl-C ends it", file=sys.stderr)
-        serve(app, args.host, args.port, args.ready_file, token=token)
+        serve(app, args.host, args.port, args.ready_file, token=token, failure=failure)
     except ModuleNotFoundError as error:
         return _complain(_missing(error, args.target))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ServiceFailed) as error:
         return _complain(f"serve {args.target}: {error}")
     return 0
 

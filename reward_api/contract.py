@@ -96,8 +96,9 @@ class Scorer(Protocol):
     """What a reward service wraps.
 
     Optional class attributes, with their defaults: `meaning` "", `low` None, `high` None, `metadata` "" (what
-    it needs, in words), `batch_limit` 32, `batch_invariant` False. An optional `warm_up(self) -> None` runs
-    before the service says it is ready. All calls come from one thread.
+    it needs, in words), `batch_limit` 32, `batch_invariant` False. Optional methods `load(self) -> None`, to read
+    weights, and `warm_up(self) -> None`, to run them once, are called in this order before the service says it is
+    ready; the port answers meanwhile. All calls come from one thread.
     """
 
     name: str

@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -13,6 +14,10 @@ KEEP_ALIVE_S = 120
 DRAIN_S = 5
 
 
+class ServiceFailed(RuntimeError):
+    """What is served has failed for good; the message says why."""
+
+
 def serve(
     app: ASGIApp,
     host: str = "127.0.0.1",
@@ -20,11 +25,14 @@ def serve(
     ready_file: Path | str | None = None,
     *,
     token: str | None = None,
+    failure: Callable[[], str | None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight within 5 s.
 
     Port 0 takes a free one. `ready_file` receives the address ("http://HOST:PORT") in one rename once the socket
-    listens. `token` is what the app checks; without one only a loopback host is served. Raises ValueError.
+    listens. `token` is what the app checks; without one only a loopback host is served. `failure` is
+    asked ten times a second; what it says ends the serving. Raises ValueError, and ServiceFailed with what `failure`
+    said.
     """
     if token is None and not _is_loopback(host):
         raise ValueError(f"refusing to serve {host} without a token: set REWARD_TOKEN or serve 127.0.0.1")
@@ -39,13 +47,23 @@ def serve(
         timeout_graceful_shutdown=DRAIN_S,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, Path(ready_file) if ready_file else None).run()
+        _Server(config, Path(ready_file) if ready_file else None, failure).run()
+    if failure is not None and (fault := failure()) is not None:
+        raise ServiceFailed(fault)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready_file: Path | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready_file: Path | None, failure: Callable[[], str | None] | None
+    ) -> None:
         super().__init__(config)
         self.ready_file = ready_file
+        self.failure = failure
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.failure is not None and self.failure() is not None:
+            return True
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ CLIP_L = "openai/clip-vit-large-patch14"
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 TEXT_TOKENS = 77
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_LONGEST = 4  # sides in a longer ratio are cropped before they are resized
+_LONGEST = 16  # sides in a longer ratio are cropped before they are resized
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +81,7 @@ def load_clip(source: str, *, processor: str = "", fallback: str = "", device: s
     from transformers import CLIPModel
 
     config = fetch(source, "config.json")
-    kind = None if config is None else json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    kind = "" if config is None else _model_type(config)
     if kind != "clip":
         found = "no config.json" if config is None else f"a model of type {kind!r}"
         raise WeightsError(f"{source} holds {found}, not a CLIPModel")
@@ -172,6 +173,13 @@ class ClipScorer(ABC):
         )
 
 
+def _model_type(config: Path) -> str:
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+    except (ValueError, AttributeError):
+        raise WeightsError(f"{config} is no JSON object") from None
+
+
 def _has_processor(source: str) -> bool:
     # Without these files transformers would make up an empty vocabulary.
     return fetch(source, "preprocessor_config.json") is not None and (
@@ -180,9 +188,12 @@ def _has_processor(source: str) -> bool:
 
 
 def _central(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A copy, without the ends of a very long image: the processor would enlarge them before it crops them off."""
+    """A copy, without the ends of a very long image: the processor would enlarge them before it crops them off.
+
+    What is left has the same centre, but for half a pixel of the resized image.
+    """
     height, width, _ = image.shape
-    side = _LONGEST * min(height, width)
-    top, left = max(0, height - side) // 2, max(0, width - side) // 2
+    longest = _LONGEST * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
     # transformers copies too, but torch would warn of arrays that cannot be written to.
-    return image[top : top + side, left : left + side].copy()
+    return image[top : height - top, left : width - left].copy()

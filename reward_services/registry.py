@@ -13,6 +13,11 @@ BUILT_IN = {
     "geneval": "reward_services.geneval.scorer:GenEvalScorer",
     "ocr": "reward_services.ocr.scorer:OcrScorer",
     "pickscore": "reward_services.pickscore.scorer:PickScoreScorer",
+    "clipscore": "reward_services.clipscore.scorer:ClipScoreScorer",
+    "hpsv2": "reward_services.hpsv2.scorer:HpsV2Scorer",
+    "aesthetic": "reward_services.aesthetic.scorer:AestheticScorer",
+    "vlm_judge": "reward_services.vlm_judge.scorer:VlmJudgeScorer",
+    "jpeg_compressibility": "reward_services.jpeg_compressibility.scorer:JpegCompressibilityScorer",
 }
 
 

@@ -51,7 +51,7 @@ def info_of(scorer: Scorer) -> RewardInfo:
 
 
 class ScorerThread:
-    """Warms the scorer up, then scores what is queued, in order, in batches of up to its limit.
+    """Loads the scorer and warms it up, then scores what is queued, in order, in batches of up to its limit.
 
     Models keep state and handles that belong to one thread, hence one owner. An idle scorer takes what is
     there at once; items gather only while it is busy. Items whose deadline passed or whose caller left are
@@ -70,6 +70,7 @@ class ScorerThread:
         self.scorer = scorer
         self.info = info_of(scorer)
         self.not_ready: str | None = "the scorer is not started"
+        self.failure: str | None = None
         self._metrics = metrics
         self._queue_items = queue_items
         self._queue_bytes = queue_bytes
@@ -82,15 +83,17 @@ class ScorerThread:
         self._thread = threading.Thread(target=self._run, name=f"scorer-{scorer.name}", daemon=True)
 
     def start(self) -> None:
-        """Begin warming up; `not_ready` turns None when done and says what is the matter until then."""
-        self.not_ready = "the scorer is warming up"
+        """Begin loading; `not_ready` says what is the matter until it turns None.
+
+        If loading or warming up raises, `failure` says why and the scorer stays not ready.
+        """
         self._thread.start()
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """Answer what is queued with `overloaded` and wait for the batch in hand, at most `timeout_s`."""
         with self._changed:
             self._stopping = True
-            self.not_ready = "the service is stopping"
+            self.not_ready = self.failure or "the service is stopping"
             leftover = list(self._queue)
             self._queue.clear()
             self._bytes = 0
@@ -126,20 +129,35 @@ class ScorerThread:
         return max(1, min(60, math.ceil(len(self._queue) / self._items_per_s)))
 
     def _run(self) -> None:
-        try:
-            warm_up = getattr(self.scorer, "warm_up", None)
-            if warm_up is not None:
-                warm_up()
-        except Exception as error:
-            logger.exception("reward %s: warm-up failed", self.info.name)
-            self.not_ready = f"warm-up failed: {type(error).__name__}: {error}"
+        if not (self._prepare("load", "loading") and self._prepare("warm_up", "warming up")):
             return
-        with self._changed:
-            if not self._stopping:
-                self.not_ready = None
+        self._say(None)
         while (batch := self._next_batch()) is not None:
             if batch:
                 self._score(batch)
+
+    def _prepare(self, method: str, doing: str) -> bool:
+        """Whether the scorer's optional `method` went well."""
+        self._say(f"the scorer is {doing}")
+        step = getattr(self.scorer, method, None)
+        try:
+            if step is not None:
+                step()
+        except (OSError, ValueError) as error:
+            # What absent weights and wrong settings raise; the message is the whole story.
+            logger.debug("reward %s failed while %s", self.info.name, doing, exc_info=True)
+            self.failure = f"failed while {doing}: {error}"
+        except Exception as error:
+            logger.exception("reward %s failed while %s", self.info.name, doing)
+            self.failure = f"failed while {doing}: {type(error).__name__}: {error}"
+        if self.failure is not None:
+            self._say(self.failure)
+        return self.failure is None
+
+    def _say(self, not_ready: str | None) -> None:
+        with self._changed:
+            if not self._stopping:
+                self.not_ready = not_ready
 
     def _next_batch(self) -> list[_Ticket] | None:
         """The next items still wanted, empty if all of those taken have expired; None when stopping."""

@@ -39,8 +39,9 @@ def create_app(
 ) -> FastAPI:
     """The app of one reward: /v1/score, /v1/info, /livez, /readyz, /metrics, OpenAPI at /docs.
 
-    The scorer is warmed up and called from one thread of its own, started with the app. With a `token`, /v1/*
-    asks for it as bearer token.
+    The scorer is loaded, warmed up and called from one thread of its own, started with the app. Until it is warm,
+    /readyz says what it waits for or why it failed; `app.state.failure()` is that failure or None. With a `token`,
+    /v1/* asks for it as bearer token.
     """
     bounds = limits or Limits()
     metrics = ServiceMetrics()
@@ -54,6 +55,7 @@ def create_app(
         await asyncio.to_thread(thread.stop)
 
     app = FastAPI(title=f"Reward {name}", version=scorer.version, description=thread.info.meaning, lifespan=lifespan)
+    app.state.failure = lambda: thread.failure
     install_problem_handlers(app)
 
     async def answer(request: Request) -> Response:

@@ -6,57 +6,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel
 
+from benchmarks.random_clip import END, START, save_random_clip
 from reward_api import Item, RewardInfo
+from reward_services.clip import CLIP_H
 from reward_services.pickscore.scorer import PickScoreScorer
 from reward_services.scoring import info_of
+from reward_services.weights import WeightsError
 
 pytestmark = pytest.mark.unit
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,\"'"
-START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a random CLIPModel of some thousand weights, its tokenizer and image processor."""
     folder = tmp_path_factory.mktemp("clip")
-    pieces = [letter + ending for ending in ("", "</w>") for letter in LETTERS] + [START, END]
-    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": END, "eos_token": END}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": START, "unk_token": END}))
-    end = len(pieces) - 1
-    text = {
-        "vocab_size": len(pieces),
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 77,
-        "eos_token_id": end,
-        "bos_token_id": end - 1,
-        "pad_token_id": end,
-    }
-    vision = {
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor.save_pretrained(folder)
+    save_random_clip(folder, "tiny")
     return folder
 
 
 @pytest.fixture(scope="module")
 def scorer(clip: Path) -> PickScoreScorer:
     scorer = PickScoreScorer(str(clip), device="cpu")
+    scorer.load()
     scorer.warm_up()
     return scorer
 
@@ -88,11 +60,11 @@ def test_score_is_cosine_times_the_learned_scale(clip: Path, scorer: PickScoreSc
 
 
 def test_each_image_meets_its_own_prompt(scorer: PickScoreScorer) -> None:
-    items = [item(1, "a cat"), item(2, "a dog in a hat", side=64), item(3, "b")]
+    items = [item(1, "a cat"), item(2, "a dog in a hat", side=64), item(3, "b"), item(3, "a cat")]
     together = [outcome.score for outcome in scorer.score(items)]
     alone = [scorer.score([one])[0].score for one in items]
     assert together == pytest.approx(alone, rel=1e-4)
-    assert len(set(together)) == 3
+    assert len(set(together)) == 4
 
 
 def test_long_prompts_are_cut_at_77_tokens(scorer: PickScoreScorer) -> None:
@@ -104,9 +76,14 @@ def test_long_prompts_are_cut_at_77_tokens(scorer: PickScoreScorer) -> None:
     assert again.score == pytest.approx(cut.score, rel=1e-5)
 
 
-def test_a_missing_model_is_told_at_warm_up(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="no-model"):
-        PickScoreScorer(str(tmp_path / "no-model")).warm_up()
+def test_a_missing_model_is_told_when_loading(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no-model"):
+        PickScoreScorer(str(tmp_path / "no-model")).load()
+
+
+def test_a_precision_that_is_none() -> None:
+    with pytest.raises(ValueError, match="dtype='int8': must be one of float32, float16, bfloat16"):
+        PickScoreScorer(dtype="int8")
 
 
 def test_information(clip: Path, scorer: PickScoreScorer) -> None:
@@ -114,3 +91,6 @@ def test_information(clip: Path, scorer: PickScoreScorer) -> None:
     assert isinstance(info, RewardInfo)
     assert (info.name, info.version, info.range) == ("pickscore", clip.name, (None, None))
     assert not info.batch_invariant
+    published = PickScoreScorer()
+    assert (published.model, published.fallback_processor) == ("yuvalkirstain/PickScore_v1", CLIP_H)
+    assert info_of(published).version == "PickScore_v1"

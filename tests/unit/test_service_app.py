@@ -306,32 +306,62 @@ async def test_a_full_queue_is_429_with_a_time_to_return() -> None:
 
 
 class Cold(Brightness):
-    def __init__(self, failure: str = "") -> None:
+    """Loads when told to, then warms up when told to, or fails at either."""
+
+    def __init__(self, failing: str = "") -> None:
         super().__init__()
-        self.warm = threading.Event()
-        self.failure = failure
+        self.loaded, self.warm = threading.Event(), threading.Event()
+        self.failing = failing
+        self.threads: set[int] = set()
+
+    def load(self) -> None:
+        self._reach("load", self.loaded)
 
     def warm_up(self) -> None:
-        if self.failure:
-            raise OSError(self.failure)
-        assert self.warm.wait(5)
+        self._reach("warm_up", self.warm)
+
+    def _reach(self, step: str, reached: threading.Event) -> None:
+        self.threads.add(threading.get_ident())
+        if self.failing == step:
+            raise OSError("no weights in /models")
+        if self.failing == f"{step} badly":
+            raise ZeroDivisionError("by zero")
+        assert self.failing or reached.wait(5)
 
 
-async def test_ready_only_when_warm() -> None:
+async def test_ready_only_when_loaded_and_warm() -> None:
     scorer = Cold()
-    async with started(create_app(scorer)) as client:
+    app = create_app(scorer)
+    async with started(app) as client:
+        await readiness(client, "the scorer is loading")
         assert (await client.get("/livez")).status_code == 200
-        assert "warming up" in assert_problem(await client.get("/readyz"), 503)["detail"]
+        assert_problem(await client.get("/readyz"), 503)
+        scorer.loaded.set()
+        await readiness(client, "the scorer is warming up")
         assert_problem(await client.post("/v1/score", json={"items": [json_item()]}), 503)
         scorer.warm.set()
         await readiness(client, "ready\n")
         assert (await client.post("/v1/score", json={"items": [json_item()]})).status_code == 200
+        assert app.state.failure() is None
+    assert len(scorer.threads) == 1
+    assert threading.get_ident() not in scorer.threads
 
 
-async def test_a_failed_warm_up_is_told() -> None:
-    async with started(create_app(Cold("no weights in /models"))) as client:
-        await readiness(client, "no weights in /models")
+@pytest.mark.parametrize(
+    ("failing", "words"),
+    [
+        ("load", "failed while loading: no weights in /models"),
+        ("warm_up", "failed while warming up: no weights in /models"),
+        ("warm_up badly", "failed while warming up: ZeroDivisionError: by zero"),
+    ],
+)
+async def test_a_failure_to_load_is_told(failing: str, words: str) -> None:
+    app = create_app(Cold(failing))
+    async with started(app) as client:
+        await readiness(client, words)
         assert (await client.get("/livez")).status_code == 200
+        assert words in assert_problem(await client.post("/v1/score", json={"items": [json_item()]}), 503)["detail"]
+        assert app.state.failure() == words
 
 
 async def test_the_token_guards_v1_and_nothing_else() -> None:

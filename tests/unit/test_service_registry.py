@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from flow_grpo.cli import REWARDS
 from reward_services.ocr.scorer import OcrScorer
-from reward_services.registry import load_scorer
+from reward_services.registry import BUILT_IN, load_scorer
+from reward_services.scoring import info_of
 
 pytestmark = pytest.mark.unit
 
@@ -20,6 +22,11 @@ class Constant:
 
     def score(self, batch):
         return [self.value] * len(batch)
+
+
+class Demanding(Constant):
+    def __init__(self, place: str):
+        self.place = place
 
 
 class NoScorer:
@@ -42,6 +49,16 @@ def test_a_built_in_reward_with_options() -> None:
     assert scorer.strict
 
 
+def test_the_command_line_names_every_built_in_reward() -> None:
+    assert set(REWARDS) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_reward_can_be_made(name: str) -> None:
+    needed = {"vlm_judge": {"preset": "qwen_vl", "base_url": "http://judge/v1", "model": "m"}}
+    assert info_of(load_scorer(name, needed.get(name, {}))).name == name
+
+
 def test_a_class_in_the_working_directory(own_module: str) -> None:
     scorer = load_scorer(f"{own_module}:Constant", {"value": "2.5", "count": "3", "label": "y"})
     assert (scorer.value, scorer.count, scorer.label) == (2.5, 3, "y")  # type: ignore[attr-defined]
@@ -50,14 +67,14 @@ def test_a_class_in_the_working_directory(own_module: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("beauty", {}, "choose geneval, ocr, pickscore"),
+        ("beauty", {}, "choose geneval, ocr, pickscore, clipscore"),
         ("no_such_module:Scorer", {}, "no_such_module"),
         ("my_rewards:Missing", {}, "no class 'Missing'"),
         ("my_rewards:NoScorer", {}, "lacks version, score"),
         ("my_rewards:Constant", {"size": "3"}, "no option size"),
         ("my_rewards:Constant", {"count": "many"}, "must be int, got 'many'"),
         ("ocr", {"strict": "perhaps"}, "must be bool"),
-        ("pickscore", {}, "needs the option model"),
+        ("my_rewards:Demanding", {}, "needs the option place"),
     ],
 )
 def test_errors_name_what_is_wrong(own_module: str, name: str, options: dict[str, str], message: str) -> None:

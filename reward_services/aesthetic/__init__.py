@@ -1,0 +1,1 @@
+"""The aesthetic reward: LAION's predictor of how much people like an image, whatever its prompt."""

@@ -1,0 +1,1 @@
+"""The CLIPScore reward: how near CLIP places an image to its prompt."""

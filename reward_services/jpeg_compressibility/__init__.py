@@ -1,0 +1,1 @@
+"""The JPEG compressibility reward of DDPO: plain images score high. Needs no model."""
