@@ -23,7 +23,10 @@ REWARDS = (
 DELEGATED = {
     "train": ("trainer.train", "train a model: flow-grpo train RECIPE [--key=value ...]"),
     "evaluate": ("trainer.evaluate", "score a model on held-out prompts: flow-grpo evaluate RECIPE_OR_MODEL ..."),
-    "convert-detector": ("reward_services.geneval.convert", "make mmdet's checkpoint of GenEval's detector run without mmdet"),
+    "convert-detector": (
+        "reward_services.geneval.convert",
+        "make mmdet's checkpoint of GenEval's detector run without it",
+    ),
     "demo": ("flow_grpo.demo", "the whole path on this machine: services, gateway, training, evaluation"),
 }
 

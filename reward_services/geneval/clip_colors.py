@@ -75,7 +75,7 @@ def central_square(image: Image, side: int) -> Image:
     """The middle square of an image whose shorter side is resized to ``side`` pixels, bicubic, as torchvision takes it.
 
     Sizes are cut to whole pixels and offsets rounded half to even. Only the square is computed: a thin object would
-    otherwise be enlarged to millions of pixels first.
+    otherwise be enlarged to millions of pixels first. CLIP's image processor finds nothing left to resize or crop.
     """
     height, width = image.shape[:2]
     short = min(height, width)
