@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RECIPE ?= recipes/tiny_geneval.yaml
 
-.PHONY: help install demo test unit integration check format clean
+MMDET := .venv-mmdet
+
+.PHONY: help install demo test unit integration test-mmdet check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -29,6 +31,20 @@ unit: $(INSTALLED)
 integration: $(INSTALLED)
 	$(BIN)/python -m pytest tests/integration
 
+.venv-mmdet: $(MMDET)/.installed
+
+$(MMDET)/.installed: pyproject.toml constraints.txt
+	@echo "installing into $(MMDET), a minute or two"
+	$(PYTHON) -m venv $(MMDET)
+	$(MMDET)/bin/pip install --quiet --progress-bar off --constraint constraints.txt torch 'setuptools<81' wheel
+	$(MMDET)/bin/pip install --quiet --progress-bar off --no-deps --no-build-isolation mmcv-lite==2.1.0
+	$(MMDET)/bin/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[geneval-mmdet]' \
+		hypothesis pytest pytest-asyncio
+	touch $@
+
+test-mmdet: $(MMDET)/.installed ## the detector against mmdet itself, in an environment of its own
+	$(MMDET)/bin/python -m pytest tests/mmdet
+
 check: $(INSTALLED) ## linter, formatter, types, import arrows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +56,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean: ## remove what can be made again
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs
+	rm -rf $(VENV) $(MMDET) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs

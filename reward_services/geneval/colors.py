@@ -23,9 +23,9 @@ class PaletteColors:
         self.names = tuple(PALETTE if names is None else names)
         self._lab = lab(np.array([PALETTE[name] for name in self.names]))
 
-    def colors(self, image: Image, detections: Sequence[Detection]) -> list[str]:
-        """One color name for each detection of an image (H, W, 3)."""
-        return [self._color(image, detection.mask) for detection in detections]
+    def colors(self, objects: Sequence[tuple[Image, Detection]]) -> list[str]:
+        """One color name for each detection in its image (H, W, 3)."""
+        return [self._color(image, detection.mask) for image, detection in objects]
 
     def _color(self, image: Image, mask: NDArray[np.bool_]) -> str:
         inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), dtype=np.uint8)).astype(bool)

@@ -33,9 +33,9 @@ class Detector(Protocol):
 
 
 class ColorClassifier(Protocol):
-    """``names`` are the colors it can give; ``colors`` returns one of them for each detection of one image."""
+    """``names`` are the colors it can give; ``colors`` returns one of them for each object, of one image or several."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
 
-    def colors(self, image: Image, detections: Sequence[Detection]) -> list[str]: ...
+    def colors(self, objects: Sequence[tuple[Image, Detection]]) -> list[str]: ...

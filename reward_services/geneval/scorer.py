@@ -1,13 +1,13 @@
 """GenEval behind the HTTP contract: detector, colors, verdict and reward in one ``Scorer``."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from reward_api import ErrorCode, Item, ItemError, Outcome, Score
-from reward_services.geneval.colors import PaletteColors
-from reward_services.geneval.detector import ColorClassifier, Detection, Detector, Image
+from reward_services.geneval.backends import COLOR_CLASSIFIERS, DETECTORS, Choice, make_colors, make_detector
+from reward_services.geneval.detector import Detection
 from reward_services.geneval.metadata import (
     BadMetadataError,
     Metadata,
@@ -17,36 +17,25 @@ from reward_services.geneval.metadata import (
     read_metadata,
 )
 from reward_services.geneval.reward import reward
-from reward_services.geneval.shapes import ShapesDetector
 from reward_services.geneval.verdict import THRESHOLD, by_class, evaluate, kept, threshold
 from tiny_world.prompts import WORLDS
 
 Mode = Literal["reward", "official"]
 
 
-def _shapes(world: str | None) -> tuple[Detector, ColorClassifier]:
-    if world is None:
-        return ShapesDetector(), PaletteColors()
-    shapes, colors = WORLDS[world].shapes, WORLDS[world].colors
-    return ShapesDetector(shapes, colors), PaletteColors(colors)
-
-
-DETECTORS: dict[str, Callable[[str | None], tuple[Detector, ColorClassifier]]] = {"shapes": _shapes}
-"""Name of a detector -> what makes it and its color classifier for a world."""
-
-
 class GenEvalScorer:
     """The RL reward in [0, 1], or with ``mode="official"`` the benchmark's verdict as 0 or 1.
 
-    ``world`` narrows classes and colors to those of a tiny world; ``compat="flow_grpo"`` gives the reference reward
-    server's RL reward, faults included.
+    ``detector`` is shapes (the tiny world's), mask2former or mmdet, these two over COCO's classes with the weights
+    ``model``; ``colors`` is palette or clip (``colors_model``: a directory or hub id), by default what goes with the
+    detector. ``device``, ``half`` (float16 on cuda) and ``images_at_once`` are about these models. ``world`` narrows
+    classes and colors to those of a tiny world; ``compat="flow_grpo"`` gives the reference reward server's RL reward,
+    faults included.
     """
 
     name = "geneval"
-    version = "1"
     metadata = "GenEval's metadata line; without it the prompt must follow one of GenEval's six templates"
     batch_limit = 32
-    batch_invariant = True
 
     def __init__(
         self,
@@ -54,14 +43,25 @@ class GenEvalScorer:
         world: str | None = None,
         mode: Mode = "reward",
         compat: str | None = None,
+        model: str = "",
+        colors: str = "",
+        colors_model: str = "",
+        device: str = "",
+        half: bool = True,
+        images_at_once: int = 0,
     ) -> None:
         _check("detector", detector, DETECTORS)
+        _check("colors", colors, ("", *COLOR_CLASSIFIERS))
         _check("world", world, (None, *WORLDS))
         _check("mode", mode, ("reward", "official"))
         _check("compat", compat, (None, "flow_grpo"))
         if mode == "official" and compat is not None:
             raise ValueError(f"compat={compat!r} is about the RL reward and has no meaning with mode='official'")
-        self._detector, self._colors = DETECTORS[detector](world)
+        choice = Choice(detector, model, colors, colors_model, world, device, half, images_at_once)
+        self._detector, self._colors = make_detector(choice), make_colors(choice)
+        self.version = f"1+{choice.label}" if choice.label else "1"
+        # Matrix products of another batch size may round differently.
+        self.batch_invariant = not choice.label
         self._templates = Templates(self._detector.classes, self._colors.names)
         self._mode, self._compat = mode, compat
         self.low, self.high = (-14.0 if compat else 0.0), 1.0
@@ -71,17 +71,27 @@ class GenEvalScorer:
         }[mode]
 
     def warm_up(self) -> None:
-        self._detector.detections([np.full((64, 64, 3), 128, dtype=np.uint8)])
+        """Load the models and run both once. Raises WeightsError where a model is not what it should be."""
+        gray = np.full((64, 64, 3), 128, dtype=np.uint8)
+        self._detector.detections([gray])
+        thing = Detection(self._detector.classes[0], 1.0, (0, 0, 64, 64), np.ones((64, 64), dtype=np.bool_))
+        self._colors.colors([(gray, thing)])
 
     def score(self, batch: Sequence[Item]) -> list[Outcome]:
         """One outcome an item. Details: correct, tag, reason, detections above .3, threshold, reward's terms."""
         asked = [self._metadata(item) for item in batch]
         images = [item.image for item, metadata in zip(batch, asked, strict=True) if isinstance(metadata, Metadata)]
-        found = iter(self._detector.detections(images))
-        return [
-            metadata if isinstance(metadata, ItemError) else self._outcome(item.image, metadata, next(found))
-            for item, metadata in zip(batch, asked, strict=True)
+        prompts = [metadata for metadata in asked if isinstance(metadata, Metadata)]
+        found = self._detector.detections(images)
+        in_color = [
+            (image, thing)
+            for image, metadata, things in zip(images, prompts, found, strict=True)
+            for thing in _asked_in_color(metadata, things)
         ]
+        names = self._colors.colors(in_color)
+        colors = {id(thing): name for (_, thing), name in zip(in_color, names, strict=True)}
+        scores = iter(self._outcome(metadata, things, colors) for metadata, things in zip(prompts, found, strict=True))
+        return [metadata if isinstance(metadata, ItemError) else next(scores) for metadata in asked]
 
     def _metadata(self, item: Item) -> Metadata | ItemError:
         try:
@@ -97,9 +107,8 @@ class GenEvalScorer:
         except NoTemplateError as error:
             return ItemError(ErrorCode.MISSING_METADATA, str(error))
 
-    def _outcome(self, image: Image, metadata: Metadata, found: list[Detection]) -> Score:
+    def _outcome(self, metadata: Metadata, found: list[Detection], colors: dict[int, str]) -> Score:
         groups = by_class(found)
-        colors = self._named_colors(image, metadata, groups)
 
         def color_of(detection: Detection) -> str:
             return colors[id(detection)]
@@ -116,11 +125,12 @@ class GenEvalScorer:
         }
         return Score(float(verdict.correct) if self._mode == "official" else graded.score, details)
 
-    def _named_colors(self, image: Image, metadata: Metadata, groups: dict[str, list[Detection]]) -> dict[int, str]:
-        """Color names by the detection's id, of the detections whose class is asked in a color."""
-        in_color = {clause.name for clause in metadata.include if clause.color is not None}
-        things = [d for label, group in kept(groups, metadata.tag).items() if label in in_color for d in group]
-        return dict(zip(map(id, things), self._colors.colors(image, things), strict=True))
+
+def _asked_in_color(metadata: Metadata, found: list[Detection]) -> list[Detection]:
+    """The detections that count and whose class is asked in a color."""
+    in_color = {clause.name for clause in metadata.include if clause.color is not None}
+    groups = kept(by_class(found), metadata.tag)
+    return [thing for label, group in groups.items() if label in in_color for thing in group]
 
 
 def _described(detection: Detection, color: str | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def decoded(picture: Picture, seed: int, blur: float = 0.6, noise: float = 5.0) 
 
 def found(picture: Picture, least: float = 0.9) -> list[tuple[str, str]]:
     sure = [d for d in DETECTOR.detections([picture])[0] if d.score > least]
-    return sorted(zip((d.label for d in sure), COLORS.colors(picture, sure), strict=True))
+    return sorted(zip((d.label for d in sure), COLORS.colors([(picture, thing) for thing in sure]), strict=True))
 
 
 @pytest.mark.parametrize("shape", OUTLINES)
@@ -145,7 +145,7 @@ def test_a_world_narrows_classes_and_colors() -> None:
     (thing,) = ShapesDetector(small.shapes, small.colors).detections([picture])[0]
     assert thing.label in small.shapes
     assert thing.score < 0.9
-    assert PaletteColors(small.colors).colors(picture, [thing])[0] in small.colors
+    assert PaletteColors(small.colors).colors([(picture, thing)])[0] in small.colors
 
 
 def test_detections_of_an_image_do_not_depend_on_its_batch() -> None:

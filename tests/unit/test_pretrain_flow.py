@@ -2,11 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from tiny_world.pretrain.flow import FlowSettings, Naming, hidden_patches, noise_levels, optimizers, rate, velocity_loss
+from tiny_world.pretrain.flow import (
+    FlowSettings,
+    Naming,
+    by_patch,
+    hidden_patches,
+    noise_levels,
+    optimizers,
+    rate,
+    velocity_loss,
+)
 from tiny_world.prompts import WORLDS
 
 pytestmark = pytest.mark.unit
@@ -47,12 +57,18 @@ def test_noise_levels_are_two_logit_normals_of_equal_share():
     assert logits[:10_000].std().item() == pytest.approx(1.0, abs=0.05)
 
 
+def test_a_cell_is_named_by_the_patch_that_holds_it():
+    cells = np.arange(64).reshape(8, 8)
+    assert by_patch(cells, 2).shape == (16, 4)
+    assert by_patch(cells, 2)[5].tolist() == [18, 19, 26, 27]  # second row, second column of patches
+
+
 def test_an_untrained_head_of_no_preference_costs_the_log_of_the_names(transformer: SD3Transformer2DModel):
     world = WORLDS["small"]
     naming = Naming(transformer, world)
     torch.nn.init.zeros_(naming.head[-1].weight)
     torch.nn.init.zeros_(naming.head[-1].bias)
-    contents = torch.randint(21, (2, 16))
+    contents = torch.randint(21, (2, 16, 4))
     assert naming.loss(torch.randn(2, 16, 16), contents).item() == pytest.approx(math.log(21), rel=1e-5)
 
 
@@ -64,7 +80,7 @@ def test_naming_teaches_the_blocks_before_the_last_and_leaves_the_last_alone(
     x0, tokens, pooled = a_batch(2)
     velocity_loss(transformer, x0, tokens, pooled, torch.Generator().manual_seed(2))
     assert hidden[0].shape == (2, 16, 16)
-    naming.loss(hidden[0], torch.randint(21, (2, 16))).backward()
+    naming.loss(hidden[0], torch.randint(21, (2, 16, 4))).backward()
     first, _, last = transformer.transformer_blocks
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in first.parameters())
     assert all(p.grad is None for p in last.parameters())

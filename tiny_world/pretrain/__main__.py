@@ -17,11 +17,12 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="a finished pipeline to start from instead of random weights")
     parser.add_argument("--width", type=int, default=128, help="hidden size of the transformer, a multiple of 32")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=15_000, help="steps of the flow stage")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=9000, help="steps of the flow stage")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--scenes", type=int, default=60_000, help="pictures in the training set")
     parser.add_argument("--wrong-captions", type=float, default=0.38, help="share of captions that misdescribe")
     parser.add_argument("--naming", type=float, default=0.1, help="weight of the loss that names each patch")
+    parser.add_argument("--bfloat16", action="store_true", help="forward passes of the flow stage in bfloat16")
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
     parser.add_argument("--text-steps", type=int, default=600)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -49,6 +50,7 @@ def main() -> None:
         scenes=options.scenes,
         wrong_captions=options.wrong_captions,
         naming=options.naming,
+        bfloat16=options.bfloat16,
         seed=options.seed,
     )
     flow.train(pipe, world, prompts, settings, options.out, options.device)

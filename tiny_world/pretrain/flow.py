@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tiny_world.pretrain import autoencoder
+from tiny_world.pretrain.muon import Muon
 from tiny_world.pretrain.text import embed
 from tiny_world.prompts import TASKS, World
 from tiny_world.scenes import contents, misread, render, sample_scene
@@ -31,7 +32,8 @@ TASK_SHARE = {
 class FlowSettings:
     """Knobs of the stage; ``steps`` may be raised later and the run resumed.
 
-    ``naming`` weighs the auxiliary loss of ``Naming``; 0 leaves it out.
+    ``naming`` weighs the auxiliary loss of ``Naming``; 0 leaves it out. ``bfloat16`` pays on a GPU and on a CPU with
+    instructions for it; any other is slowed down tenfold by it.
     """
 
     steps: int
@@ -42,13 +44,15 @@ class FlowSettings:
     cooldown: float = 0.5
     naming: float = 0.1
     ema: float = 0.995
+    bfloat16: bool = False
     checkpoint_every_s: float = 600.0
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures as latents (N, C, h, w), what each patch shows (N, h w / 4), the prompt's index (N,)."""
+    """Pictures as latents (N, C, h, w), what each latent pixel shows by patch (N, patches, pixels of a patch), the
+    prompt's index (N,)."""
 
     latents: torch.Tensor
     contents: torch.Tensor
@@ -63,7 +67,7 @@ def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, 
     latents: list[torch.Tensor] = []
     rows: list[int] = []
     shows: list[np.ndarray] = []
-    patches = pipe.transformer.config.sample_size // pipe.transformer.config.patch_size
+    side, patch = pipe.transformer.config.sample_size, pipe.transformer.config.patch_size
     pending: list[np.ndarray] = []
     for n in tqdm(range(settings.scenes), desc="scenes", unit="scene", mininterval=5):
         task = rng.choices(tasks, shares)[0]
@@ -73,12 +77,18 @@ def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, 
             shown = misread(shown, world, rng)
         rows.append(row)
         scene = sample_scene(shown, world, rng)
-        shows.append(contents(scene, world, patches).ravel())
+        shows.append(by_patch(contents(scene, world, side), patch))
         pending.append(render(scene))
         if len(pending) == 1000 or n == settings.scenes - 1:
             latents.append(autoencoder.encode(pipe.vae, np.stack(pending)))
             pending.clear()
     return Pairs(torch.cat(latents), torch.from_numpy(np.stack(shows)), torch.tensor(rows))
+
+
+def by_patch(cells: np.ndarray, patch: int) -> np.ndarray:
+    """(side, side) -> (patches, patch * patch), patches row by row as the transformer sees them."""
+    across = len(cells) // patch
+    return cells.reshape(across, patch, across, patch).swapaxes(1, 2).reshape(across * across, patch * patch)
 
 
 def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -95,7 +105,7 @@ def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 class Naming(torch.nn.Module):
-    """Auxiliary head: from the hidden patches of an inner block, which shape of which color each one shows.
+    """Auxiliary head: from the hidden patches of an inner block, which shape of which color each part of one shows.
 
     The velocity's own error says little about which shape belongs where, for at the noise levels that decide
     it almost all of that error is noise; a name a patch says it plainly. Used in pretraining alone, never saved
@@ -105,14 +115,18 @@ class Naming(torch.nn.Module):
     def __init__(self, transformer: SD3Transformer2DModel, world: World) -> None:
         super().__init__()
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        names = 1 + len(world.shapes) * len(world.colors)
+        self.names = 1 + len(world.shapes) * len(world.colors)
+        parts = transformer.config.patch_size**2
         self.head = torch.nn.Sequential(
-            torch.nn.LayerNorm(width), torch.nn.Linear(width, width), torch.nn.SiLU(), torch.nn.Linear(width, names)
+            torch.nn.LayerNorm(width),
+            torch.nn.Linear(width, width),
+            torch.nn.SiLU(),
+            torch.nn.Linear(width, parts * self.names),
         )
 
     def loss(self, hidden: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of ``contents`` (B, patches) under ``hidden`` (B, patches, width)."""
-        return F.cross_entropy(self.head(hidden).flatten(0, 1).float(), contents.flatten())
+        """Mean cross-entropy of ``contents`` (B, patches, parts) under ``hidden`` (B, patches, width)."""
+        return F.cross_entropy(self.head(hidden).float().view(-1, self.names), contents.flatten())
 
 
 def hidden_patches(transformer: SD3Transformer2DModel) -> list[torch.Tensor]:
@@ -149,7 +163,7 @@ def optimizers(transformer: SD3Transformer2DModel, naming: Naming, learning_rate
         inside = name.startswith("transformer_blocks") and parameter.ndim == 2
         (matrices if inside else rest).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=learning_rate),
         torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 
@@ -219,9 +233,12 @@ def train(
     smooth, smooth_unnamed = 1.0, 3.0
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc="flow", mininterval=10)
     for step in bar:
+        if time.monotonic() - saved_at > settings.checkpoint_every_s:
+            save(step)
+            saved_at = time.monotonic()
         chosen = torch.randint(len(latents), (settings.batch,), generator=generator).to(device)
         row = rows[chosen]
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.bfloat16):
             loss = velocity_loss(transformer, latents[chosen], tokens[row], pooled[row], generator)
             unnamed = naming.loss(hidden[0], shows[chosen])
         (loss + settings.naming * unnamed).backward()
@@ -236,9 +253,6 @@ def train(
         smooth += 0.01 * (loss.item() - smooth)
         smooth_unnamed += 0.01 * (unnamed.item() - smooth_unnamed)
         bar.set_postfix(loss=f"{smooth:.4f}", naming=f"{smooth_unnamed:.4f}", refresh=False)
-        if time.monotonic() - saved_at > settings.checkpoint_every_s:
-            save(step + 1)
-            saved_at = time.monotonic()
     save(settings.steps)
     with torch.no_grad():
         for parameter, mean in zip(transformer.parameters(), average, strict=True):

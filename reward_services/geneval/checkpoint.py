@@ -1,0 +1,57 @@
+"""Reading a checkpoint of mmdet without executing anything in it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reward_services.weights import WeightsError, first_line
+
+
+class _Inert:
+    """Stands in for what training left beside the weights: takes any arguments and state, keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+# mmengine keeps its training curves as HistoryBuffer objects around NumPy arrays; `core` became `_core` in NumPy 2.
+_LEFT_BEHIND = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar", "_frombuffer")
+    ),
+)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint of mmdet 2 or 3 (torch's zip format or the one before it), names as they are.
+
+    torch reads it with ``weights_only``: of all classes a pickle may name, tensors alone come to life. Raises
+    WeightsError: no such file, not decodable, not safe to read, no state dict inside.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no checkpoint file {path}")
+    try:
+        with torch.serialization.safe_globals([(_Inert, name) for name in _LEFT_BEHIND]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError...: all say that the file is no good
+        raise WeightsError(f"{path} cannot be read as a checkpoint of weights: {_reason(error)}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path} holds no state dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _reason(error: Exception) -> str:
+    """torch wraps the reason in advice on how to load the file all the same, which would execute it."""
+    return first_line(error.__context__ or error).partition(" Please use")[0]

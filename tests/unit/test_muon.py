@@ -1,0 +1,45 @@
+"""Muon: the step is the nearest orthogonal matrix of the averaged gradient."""
+
+import pytest
+import torch
+
+from tiny_world.pretrain.muon import Muon, orthogonalise
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
+def test_singular_values_come_near_one_and_singular_vectors_stay(shape: tuple[int, int]):
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, *shape, generator=generator)
+    for matrix, found in zip(matrices, orthogonalise(matrices), strict=True):
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        sure = s / s.norm() > 0.05  # five iterations lift small singular values only part of the way
+        in_its_basis = u.T @ found @ vh.T
+        lifted = in_its_basis.diagonal()
+        assert ((lifted[sure] > 0.6) & (lifted[sure] < 1.3)).all()
+        assert (in_its_basis - lifted.diag()).abs().max() < 1e-4
+
+
+def test_a_step_follows_the_averaged_gradient_with_the_promised_size():
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.nn.Parameter(torch.zeros(16, 32))
+    tool = Muon([matrix], lr=0.01, momentum=0.9)
+    first, second = torch.randn(2, 16, 32, generator=generator)
+    average = torch.zeros(16, 32)
+    expected = torch.zeros(16, 32)
+    for gradient in (first, second):
+        matrix.grad = gradient.clone()
+        tool.step()
+        average = 0.9 * average + 0.1 * gradient
+        u, _, vh = torch.linalg.svd(0.1 * gradient + 0.9 * average, full_matrices=False)
+        expected -= 0.01 * 0.2 * 32**0.5 * (u @ vh)
+    cosine = torch.nn.functional.cosine_similarity(matrix.detach().flatten(), expected.flatten(), dim=0)
+    assert cosine > 0.98
+    assert matrix.detach().norm().item() == pytest.approx(expected.norm().item(), rel=0.2)
+
+
+def test_matrices_without_a_gradient_stay():
+    matrix = torch.nn.Parameter(torch.ones(4, 4))
+    Muon([matrix], lr=0.1).step()
+    assert torch.equal(matrix, torch.ones(4, 4))
