@@ -71,13 +71,11 @@ class Clip:
         return (self.image_embeddings(images) * self.text_embeddings(texts)).sum(-1)
 
 
-def load_clip(
-    source: str, device: torch.device, dtype: torch.dtype, *, processor: str = "", fallback: str = ""
-) -> Clip:
+def load_clip(source: str, *, processor: str = "", fallback: str = "", device: str = "", dtype: str = "") -> Clip:
     """The CLIPModel of a directory or hub id.
 
     Tokenizer and image processor come from `processor`, by default from `source`, or where that lacks them from
-    `fallback`. Raises WeightsError.
+    `fallback`. `device` and `dtype` are those of `chosen_device` and `chosen_dtype`. Raises WeightsError.
     """
     from transformers import CLIPModel
 
@@ -113,10 +111,13 @@ def load_processor(source: str, fallback: str = "") -> tuple[Any, Any]:
         raise WeightsError(f"{source} has no usable CLIP processor: {first_line(error)}") from error
 
 
-def prepared(model: Any, tokenizer: Any, image_processor: Any, *, device: torch.device, dtype: torch.dtype) -> Clip:
+def prepared(model: Any, tokenizer: Any, image_processor: Any, *, device: str = "", dtype: str = "") -> Clip:
     """A CLIPModel in float32 as a `Clip` on its device and in its precision."""
+    chosen = chosen_device(device)
     scale = float(model.logit_scale.detach().exp())
-    return Clip(model.eval().requires_grad_(False).to(device, dtype), tokenizer, image_processor, scale)
+    return Clip(
+        model.eval().requires_grad_(False).to(chosen, chosen_dtype(dtype, chosen)), tokenizer, image_processor, scale
+    )
 
 
 def chosen_device(name: str) -> torch.device:
@@ -155,13 +156,13 @@ class ClipScorer(ABC):
     fallback_processor = CLIP_L
 
     def __init__(self, model: str = "", processor: str = "", device: str = "", dtype: str = "") -> None:
-        self.device = chosen_device(device)
-        self.dtype = chosen_dtype(dtype, self.device)
+        precision = chosen_dtype(dtype, chosen_device(device))
+        self.device, self.dtype = device, dtype
         self.model = model or self.default_model
         self.processor = processor
         self.version = self.model.rstrip("/").rsplit("/", 1)[-1]
-        if self.dtype != torch.float32:
-            self.version += f"+{str(self.dtype).removeprefix('torch.')}"
+        if precision != torch.float32:
+            self.version += f"+{str(precision).removeprefix('torch.')}"
         self._clip: Clip | None = None
 
     @property
@@ -185,7 +186,11 @@ class ClipScorer(ABC):
 
     def _load_clip(self) -> Clip:
         return load_clip(
-            self.model, self.device, self.dtype, processor=self.processor, fallback=self.fallback_processor
+            self.model,
+            processor=self.processor,
+            fallback=self.fallback_processor,
+            device=self.device,
+            dtype=self.dtype,
         )
 
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def clip(folder: str) -> Clip:
-    return load_clip(folder, torch.device("cpu"), torch.float32)
+    return load_clip(folder, device="cpu")
 
 
 def items(count: int) -> list[Item]:
