@@ -233,8 +233,8 @@ def test_the_page_fits_its_window(stack: LocalStack, sign: Path, width: int, dar
     with browser.chromium(width=width, height=780, dark=dark) as driver:
         page = Page(driver, url)
         page.log_in()
+        page.until(lambda: len(page.all("#images li")) >= 2)  # what comes in late would move the button under the click
         page.submit(sign, PROMPT, METADATA)
-        page.until(lambda: len(page.all("#images li")) >= 2)
         wide, tall = driver.execute_script(
             "return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
         )
