@@ -31,8 +31,7 @@ class Ledger:
             self._file = path.open("ab")
         except OSError as error:
             raise LedgerError(f"{path}: {error.strerror}") from error
-        self.resumed = len(self._done)
-        """Scored items found in the file."""
+        self._found = len(self._done)
         self._unmet = set(self._done)
 
     def __enter__(self) -> Self:
@@ -42,6 +41,11 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+    @property
+    def resumed(self) -> int:
+        """Items asked about that an earlier run had scored."""
+        return self._found - len(self._unmet)
 
     def has(self, digest: str) -> bool:
         """Whether an item is done. Asking says that it belongs to the archive."""

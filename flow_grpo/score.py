@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except KeyboardInterrupt:
                 return _complain(f"stopped; the same command goes on from where {options.out} ends", status=130)
             if stale := ledger.set_aside():
-                _say(f"{stale} results of other pictures or reward versions moved to {options.out}.stale")
+                _say(f"results of other pictures or reward versions, moved to {options.out}.stale: {stale}")
             return _summarise(ledger)
     except (PromptError, LedgerError) as error:
         return _complain(str(error))

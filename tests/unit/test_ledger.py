@@ -62,6 +62,7 @@ def test_results_nobody_asked_about_are_set_aside_and_not_lost(tmp_path: Path):
         assert ledger.has("d")
         ledger.append("e", {"image": "e.png", "prompt": "p", "tag": "t"}, GOOD)
         assert ledger.set_aside() == 2
+        assert ledger.resumed == 2
     assert [json.loads(line)["digest"] for line in path.read_text().splitlines()] == ["a", "d", "e"]
     assert (tmp_path / "out.jsonl.stale").read_bytes() == lines[1] + lines[2]
     with Ledger(path) as ledger:
