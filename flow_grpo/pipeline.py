@@ -20,6 +20,9 @@ from trainer.prompt_records import PromptError
 
 Outcomes = dict[str, Outcome]
 
+_REFUSED = frozenset({ErrorCode.NO_REPLICA, ErrorCode.OVERLOADED})
+"""What says nothing about an item, only about the server."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -33,7 +36,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Settings:
-    """``rewards`` are asked of pictures whose line asks for none; ``in_flight`` requests of ``batch`` items at once."""
+    """``rewards`` are asked of pictures whose line asks for none; ``in_flight`` batches of ``batch`` items at once."""
 
     rewards: tuple[str, ...]
     batch: int
@@ -145,10 +148,9 @@ async def _score(client: RewardClient, batch: Sequence[Prepared], deterministic:
     items = [prepared.item for prepared in batch if isinstance(prepared.item, Item)]
     answers = await client.score(items, deterministic=deterministic) if items else []
     said = [outcome for answer in answers for outcome in answer.values()]
-    if said and all(isinstance(outcome, ItemError) and outcome.retryable for outcome in said):
-        first = said[0]
-        assert isinstance(first, ItemError)
-        raise RewardUnavailable(f"{client.base_url} scored none of {len(items)} pictures: {first.message}")
+    refused = [outcome.message for outcome in said if isinstance(outcome, ItemError) and outcome.code in _REFUSED]
+    if said and len(refused) == len(said):
+        raise RewardUnavailable(f"{client.base_url} scored none of {len(items)} pictures: {refused[0]}")
     answered = iter(answers)
     outcomes: list[Outcomes] = []
     for prepared in batch:

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=range(1, 257),
         default=16,
         metavar="N",
-        help="pictures a request (default: %(default)s)",
+        help="pictures read and sent together (default: %(default)s)",
     )
     parser.add_argument(
         "--in-flight",
@@ -99,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=range(1, 65),
         default=4,
         metavar="N",
-        help="requests at once (default: %(default)s)",
+        help="batches at once (default: %(default)s)",
     )
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for a request, retries included")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for a batch, retries included")
     parser.add_argument(
         "--deterministic", action="store_true", help="the same bits whatever is scored beside an item, at a price"
     )

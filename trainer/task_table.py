@@ -82,7 +82,7 @@ def table(before: Mapping[str, RewardSummary] | None, after: Mapping[str, Reward
         old = before.get(name) if before else None
         rows = {}
         for task, value in [*reward.tasks.items(), (_MEAN, reward.score)]:
-            earlier = [old.tasks.get(task, old.score)] if old else []
+            earlier = [old.score if task == _MEAN else old.tasks.get(task)] if old else []
             rows[task] = [_figure(number) for number in (*earlier, value)]
         blocks.append(_block(name, ["before", "after"] if old else ["score"], rows))
     return "\n".join(blocks)

@@ -192,6 +192,17 @@ async def test_a_reward_without_a_replica_ends_the_run_instead_of_filling_it_wit
     assert out.read_bytes() == b""
 
 
+async def test_a_picture_that_takes_too_long_does_not_end_the_run(tmp_path: Path):
+    def slow(name: str, item: Item) -> Score | ItemError:
+        return ItemError("deadline", "too late") if item.prompt == "prompt 1" else brightness(name, item)
+
+    source, out = archive(tmp_path, 4), tmp_path / "out.jsonl"
+    for _ in range(2):  # the second time it is alone in its batch
+        await run(source, Server("light", answer=slow), out)
+        codes = {line["image"]: line["results"]["light"].get("error", {}).get("code") for line in listed(out)}
+        assert codes == {"0.png": None, "1.png": "deadline", "2.png": None, "3.png": None}
+
+
 async def test_an_item_that_comes_twice_is_written_once(tmp_path: Path):
     source, out = archive(tmp_path, 3), tmp_path / "out.jsonl"
     await run(rewrite(source, listed(source) * 2), Server("light"), out)
