@@ -27,6 +27,8 @@ DELEGATED = {
         "reward_services.geneval.convert",
         "make the detector's mmdet checkpoint run without mmdet",
     ),
+    "score": ("flow_grpo.score", "score pictures on disk: flow-grpo score FOLDER_OR_JSONL --url URL --out FILE"),
+    "prompts": ("trainer.make_prompts", "write a prompt set: flow-grpo prompts geneval|ocr --count N --out FILE"),
     "demo": ("flow_grpo.demo", "the whole path on this machine: services, gateway, training, evaluation"),
 }
 

@@ -84,7 +84,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _table(folder: Path) -> str:
-    from trainer.evaluate import saved_table
+    from trainer.task_table import saved_table
 
     return saved_table(folder / "evaluation")
 

@@ -111,7 +111,7 @@ def status_of(outcomes: Sequence[Mapping[str, Outcome]]) -> int:
 
 def encode_response(outcomes: Sequence[Mapping[str, Outcome]], accept: str = "") -> tuple[bytes, str]:
     """(body, media type): msgpack where `accept` names it, else JSON."""
-    items = [{"results": {name: _wire_outcome(outcome) for name, outcome in results.items()}} for results in outcomes]
+    items = [{"results": {name: wire_outcome(outcome) for name, outcome in results.items()}} for results in outcomes]
     document = {"items": items}
     if is_msgpack(accept):
         return msgspec.msgpack.encode(document), MSGPACK
@@ -135,6 +135,19 @@ def decode_rewards(body: bytes) -> list[RewardInfo]:
     return [response]
 
 
+def wire_outcome(outcome: Outcome) -> dict[str, Any]:
+    """{"score", "details"} or {"error": {"code", "message"}}, as in a response."""
+    if isinstance(outcome, Score):
+        return {"score": outcome.score, "details": outcome.details}
+    return {"error": {"code": outcome.code, "message": outcome.message}}
+
+
+def read_results(document: Any) -> dict[str, Outcome]:
+    """Reward -> outcome of what `wire_outcome` wrote for each, as plain values. Raises ValueError."""
+    results = msgspec.convert(document, dict[str, _WireResult])
+    return {name: _read_outcome(name, wire) for name, wire in results.items()}
+
+
 class _WireResult(msgspec.Struct):
     score: float | None = None
     details: dict[str, Any] = {}
@@ -151,12 +164,6 @@ class _WireResponse(msgspec.Struct):
 
 class _WireRewards(msgspec.Struct):
     rewards: list[RewardInfo]
-
-
-def _wire_outcome(outcome: Outcome) -> dict[str, Any]:
-    if isinstance(outcome, Score):
-        return {"score": outcome.score, "details": outcome.details}
-    return {"error": {"code": outcome.code, "message": outcome.message}}
 
 
 def _read_outcome(name: str, wire: _WireResult) -> Outcome:

@@ -143,7 +143,7 @@ def split(world: World, seed: int = 0) -> tuple[list[Metadata], list[Metadata]]:
         by_picture: dict[str, list[Metadata]] = {}
         for prompt in prompts:
             if prompt["tag"] == task:
-                by_picture.setdefault(_picture(prompt), []).append(prompt)
+                by_picture.setdefault(picture_key(prompt), []).append(prompt)
         pictures = sorted(by_picture)
         rng.shuffle(pictures)
         kept_back = set(pictures[: round(HELD_OUT_FRACTION[task] * len(pictures))])
@@ -155,8 +155,8 @@ def split(world: World, seed: int = 0) -> tuple[list[Metadata], list[Metadata]]:
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
-def _picture(prompt: Metadata) -> str:
-    """A key shared by prompts that ask for the same picture."""
+def picture_key(prompt: Metadata) -> str:
+    """A key shared by prompts that ask for the same picture: objects in either order, a relation from either side."""
     include = prompt["include"]
     if prompt["tag"] == "position":
         other, shape = (clause["class"] for clause in include)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+DATASETS = "datasets:"
+"""What the path of a Hugging Face dataset begins with."""
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
@@ -41,7 +43,14 @@ class LoraSettings(Section):
 
 class PromptSource(Section):
     path: str
-    """JSONL of GenEval metadata lines (``prompt`` is required) or a plain text file, one prompt a line."""
+    """JSONL of GenEval metadata lines (``prompt`` is required), a plain text file, one prompt a line, or
+    ``datasets:NAME``: a Hugging Face dataset by hub id, folder or file (needs the extra ``datasets``)."""
+    subset: str | None = None
+    """Of a dataset that has several configurations."""
+    split: str = "train"
+    """Of a dataset."""
+    column: str = "prompt"
+    """Of a dataset: where its prompts are. Columns tag and metadata, or GenEval's own, are read where there are any."""
     rewards: dict[str, FiniteFloat]
     """Weight of each reward asked of these prompts."""
     weight: FiniteFloat = Field(1.0, gt=0)
@@ -53,6 +62,10 @@ class PromptSource(Section):
     def _asks_for_something(self) -> "PromptSource":
         if not self.rewards:
             raise ValueError("a prompt source needs at least one reward")
+        fields = type(self).model_fields
+        given = [name for name in ("subset", "split", "column") if getattr(self, name) != fields[name].default]
+        if given and not self.path.startswith(DATASETS):
+            raise ValueError(f"{', '.join(given)} belongs to a dataset, whose path begins with {DATASETS}")
         if self.tag_weights is not None and sum(self.tag_weights.values()) == 0:
             raise ValueError("tag_weights must not all be zero")
         return self

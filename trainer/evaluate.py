@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from reward_api import Outcome, Score
 from trainer.config import ConfigError, EvaluationConfig, load_config
 from trainer.draws import key
 from trainer.models.sd3 import SD3, ModelError
-from trainer.prompts import Prompt, PromptError, load_prompts
+from trainer.prompt_records import PromptError
+from trainer.prompts import Prompt, load_prompts
 from trainer.rollout import sample
 from trainer.scoring import Outcomes, RewardFailure, RewardScorer
+from trainer.task_table import RewardSummary, Tally, result, table
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,6 @@ class Judged:
     tag: str
     image: NDArray[np.uint8]
     scores: dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class RewardSummary:
-    """``score`` is the mean over tasks of ``tasks``, the mean result of each task's images."""
-
-    score: float
-    tasks: dict[str, float]
-    images: int
-    missing: int
 
 
 @dataclass(frozen=True)
@@ -109,48 +100,15 @@ def evaluate(
     return Evaluation({name: summarise(judged, name) for name in names}, judged)
 
 
-def result(outcome: Outcome | None) -> float | None:
-    """The benchmark's result of one image: GenEval's official verdict where the details carry one, else the score."""
-    if not isinstance(outcome, Score):
-        return None
-    correct = outcome.details.get("correct")
-    return outcome.score if correct is None else float(correct)
-
-
 def summarise(images: Sequence[Judged], reward: str) -> RewardSummary:
     """Mean over tasks of each task's mean. Raises RewardFailure if a task has no score at all."""
-    asked = [judged for judged in images if reward in judged.scores]
-    tasks = {}
-    for tag in dict.fromkeys(judged.tag for judged in asked):
-        known = [score for judged in asked if judged.tag == tag and (score := judged.scores[reward]) is not None]
-        if not known:
-            raise RewardFailure(f"the evaluation has no {reward} score for any image of the task {tag!r}")
-        tasks[tag] = float(np.mean(known))
-    missing = sum(judged.scores[reward] is None for judged in asked)
-    return RewardSummary(float(np.mean(list(tasks.values()))), tasks, len(asked), missing)
-
-
-def table(before: Evaluation | None, after: Evaluation) -> str:
-    """A text table of every reward's tasks, with both columns where there are two evaluations."""
-    lines = []
-    for name, reward in after.rewards.items():
-        old = before.rewards.get(name) if before else None
-        lines.append(f"{name:<16}{'before':>9}{'after':>9}" if old else f"{name:<16}{'score':>9}")
-        rows = [*reward.tasks.items(), ("mean of tasks", reward.score)]
-        for task, value in rows:
-            earlier = old.tasks.get(task, old.score) if old else None
-            first = f"{earlier:>9.3f}" if earlier is not None else ""
-            lines.append(f"  {task:<14}{first}{value:>9.3f}")
-    return "\n".join(lines)
-
-
-def saved_table(folder: Path) -> str:
-    """The table of the evaluations ``before`` and ``after`` that were saved into ``folder``."""
-    before, after = (
-        Evaluation({name: RewardSummary(**reward) for name, reward in saved["rewards"].items()}, [])
-        for saved in (json.loads((folder / f"{label}.json").read_text()) for label in ("before", "after"))
-    )
-    return table(before, after)
+    tally = Tally()
+    for judged in images:
+        if reward in judged.scores:
+            tally.add(judged.tag, judged.prompt, judged.scores[reward])
+    if unscored := tally.unscored():
+        raise RewardFailure(f"the evaluation has no {reward} score for any image of the task {unscored[0]!r}")
+    return tally.summary()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,5 +135,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if options.out:
         outcome.save(options.out, "evaluation")
-    sys.stdout.write(table(None, outcome) + "\n")
+    sys.stdout.write(table(None, outcome.rewards) + "\n")
     return 0

@@ -1,19 +1,16 @@
 """Prompt sets, and which prompts an epoch draws from them. Imports without torch."""
 
-import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tiny_world
-from trainer.config import PromptSource
+from trainer.config import DATASETS, PromptSource
 from trainer.draws import stream
-
-
-class PromptError(Exception):
-    """A prompt file that cannot be used; the message names the file and the line."""
+from trainer.prompt_datasets import dataset_records
+from trainer.prompt_records import PromptError, Record, numbered_lines, read_object, read_record
 
 
 @dataclass(frozen=True)
@@ -34,35 +31,29 @@ def resolve(path: str) -> Path:
 
 
 def load_prompts(source: PromptSource) -> list[Prompt]:
-    """Reads a JSONL file of metadata lines, or a text file with a prompt a line. Raises PromptError."""
-    path = resolve(source.path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also split inside JSON strings
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: is not UTF-8: {error}") from error
-    prompts = [_parse(line, path, number, source) for number, line in enumerate(lines, start=1) if line.strip()]
+    """The prompts of a JSONL file, a text file with a prompt a line, or a Hugging Face dataset. Raises PromptError."""
+    dataset = source.path.removeprefix(DATASETS)
+    if dataset != source.path:
+        name, records = dataset, dataset_records(dataset, source.subset, source.split, source.column)
+    else:
+        path = resolve(source.path)
+        name, records = str(path), _records(path)
+    prompts = [Prompt(record.text, record.metadata, record.tag, source.rewards) for record in records]
     if not prompts:
-        raise PromptError(f"{path}: holds no prompt")
+        raise PromptError(f"{name}: holds no prompt")
     if source.tag_weights:
         unknown = set(source.tag_weights) - {prompt.tag for prompt in prompts}
         if unknown:
-            raise PromptError(f"{path}: tag_weights name tags no prompt has: {', '.join(sorted(unknown))}")
+            raise PromptError(f"{name}: tag_weights name tags no prompt has: {', '.join(sorted(unknown))}")
     return prompts
 
 
-def _parse(line: str, path: Path, number: int, source: PromptSource) -> Prompt:
-    if path.suffix != ".jsonl":
-        return Prompt(line.strip(), None, "prompt", source.rewards)
-    try:
-        metadata = json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"{path}, line {number}: is not JSON: {error}") from error
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str) or not metadata["prompt"]:
-        raise PromptError(f'{path}, line {number}: needs a non-empty "prompt"')
-    text = metadata["prompt"]
-    return Prompt(text, metadata if "include" in metadata else None, metadata.get("tag", "prompt"), source.rewards)
+def _records(path: Path) -> Iterator[Record]:
+    for where, line in numbered_lines(path):
+        if path.suffix == ".jsonl":
+            yield read_record(read_object(line, where), where)
+        else:
+            yield Record(line.strip(), None, "prompt")
 
 
 class PromptMix:

@@ -22,7 +22,8 @@ from trainer.ema import MovingAverage
 from trainer.evaluate import Evaluation, evaluate
 from trainer.grids import Sample, save_grid
 from trainer.models.sd3 import SD3, Conditioning, ModelError
-from trainer.prompts import Prompt, PromptError, PromptMix, load_prompts
+from trainer.prompt_records import PromptError
+from trainer.prompts import Prompt, PromptMix, load_prompts
 from trainer.report import write_report
 from trainer.rollout import Rollout, roll_out, window
 from trainer.scoring import Outcomes, RewardFailure, RewardScorer, RewardTable, tabulate

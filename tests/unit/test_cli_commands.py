@@ -14,7 +14,7 @@ def test_help_lists_every_command(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     listed = {line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "}
-    assert {"serve", "train", "evaluate", "convert-detector", "demo"} <= listed
+    assert {"serve", "train", "evaluate", "convert-detector", "score", "prompts", "demo"} <= listed
 
 
 def test_help_of_serve_says_what_can_be_served(capsys):
@@ -56,7 +56,14 @@ def test_faults_are_one_line_and_status_1(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "module"), [("train", "trainer.train"), ("evaluate", "trainer.evaluate"), ("demo", "flow_grpo.demo")]
+    ("command", "module"),
+    [
+        ("train", "trainer.train"),
+        ("evaluate", "trainer.evaluate"),
+        ("score", "flow_grpo.score"),
+        ("prompts", "trainer.make_prompts"),
+        ("demo", "flow_grpo.demo"),
+    ],
 )
 def test_other_commands_get_their_arguments_untouched(command, module, monkeypatch):
     received: list[list[str]] = []

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
     "module",
     [
         "flow_grpo.cli",
+        "flow_grpo.score",
         "gateway.app",
         "reward_api",
         "reward_services.registry",
@@ -23,12 +24,14 @@ ROOT = Path(__file__).parents[2]
         "tiny_world.prompts",
         "trainer.advantages",
         "trainer.config",
+        "trainer.make_prompts",
         "trainer.prompts",
         "trainer.scoring",
+        "trainer.task_table",
     ],
 )
 def test_a_module_imports_without_torch(module: str):
-    heavy = ("torch", "diffusers", "transformers")
+    heavy = ("torch", "diffusers", "transformers", "datasets")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)

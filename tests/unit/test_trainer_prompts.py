@@ -7,7 +7,8 @@ import pytest
 
 import tiny_world
 from trainer.config import PromptSource
-from trainer.prompts import PromptError, PromptMix, load_prompts, resolve
+from trainer.prompt_records import PromptError
+from trainer.prompts import PromptMix, load_prompts, resolve
 
 pytestmark = pytest.mark.unit
 
@@ -64,7 +65,7 @@ def test_the_packages_own_prompts_are_found_by_name():
     ("line", "message"),
     [
         ("{", "line 2: is not JSON"),
-        ("[]", 'line 2: needs a non-empty "prompt"'),
+        ("[]", "line 2: is not a JSON object"),
         ({"tag": "colors"}, 'line 2: needs a non-empty "prompt"'),
         ({"prompt": ""}, 'line 2: needs a non-empty "prompt"'),
         ({"prompt": 3}, 'line 2: needs a non-empty "prompt"'),
