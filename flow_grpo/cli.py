@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="an argument of the scorer, e.g. --option detector=shapes; repeatable",
     )
+    serve.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="lines of the log (default: %(default)s)"
+    )
     for name, (_, text) in DELEGATED.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
@@ -94,10 +97,13 @@ def _serve(args: argparse.Namespace) -> int:
         return _complain("--config belongs to serve gateway; a reward takes --option KEY=VALUE", status=2)
     try:
         from flow_grpo.runner import end_with_parent
+        from reward_api import logs, tracing
         from reward_api.client import TOKEN_VARIABLE
         from reward_api.listening import ServiceFailed, serve
 
         end_with_parent()
+        logs.configure(args.log_format)
+        tracing.start_from_environment("gateway" if is_gateway else args.target)
         failure: Callable[[], str | None] | None = None
         token = os.environ.get(TOKEN_VARIABLE) or None
         on_stop: Callable[[], None] | None = None

@@ -18,6 +18,7 @@ from gateway.queue import Batch, BatchQueue, Entry
 from gateway.replicas import Replica, ReplicaSet
 from gateway.upstream import Busy, Failed, Refused, Unreachable
 from reward_api import ErrorCode, Item, ItemError, Outcome, RewardInfo
+from reward_api.origins import Origin, batch_of, current_origin
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Pending:
     """An item on its way to one reward; `outcome` is where its answer will be."""
 
     item: Item
+    origin: Origin = field(default_factory=current_origin)
     outcome: "asyncio.Future[Outcome]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -188,9 +190,11 @@ class Dispatcher:
         patience_s = min(self.route.batch_timeout_s, batch.deadline - started)
         items = [entry.payload.item for entry in batch.entries]
         try:
-            outcomes = await self._send(
-                replica.url, items, deterministic=batch.deterministic, timeout_s=max(patience_s, 0.001)
-            )
+            origins = [entry.payload.origin for entry in batch.entries]
+            with batch_of(origins, f"batch {self.reward}", reward=self.reward, replica=replica.url, items=count):
+                outcomes = await self._send(
+                    replica.url, items, deterministic=batch.deterministic, timeout_s=max(patience_s, 0.001)
+                )
         except Unreachable as fault:
             self._mark_down(replica, fault)
             self._again(batch, fault, failures=batch.failures)

@@ -9,6 +9,7 @@ import httpx
 
 from reward_api import ErrorCode, Item, ItemError, Outcome, RewardInfo
 from reward_api.client import TOKEN_VARIABLE
+from reward_api.origins import outgoing_headers
 from reward_api.wire import MSGPACK, decode_response, decode_rewards, encode_request
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
@@ -71,6 +72,7 @@ class Upstream:
         except (TypeError, ValueError, OverflowError) as error:
             raise Refused(422, f"metadata that cannot be sent on: {error}") from error
         headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "X-Deadline-Ms": str(int(timeout_s * 1000))}
+        headers |= outgoing_headers()
         try:
             async with asyncio.timeout(timeout_s):
                 response = await self._http.post(f"{url}/v1/score", content=body, headers=headers, timeout=timeout_s)

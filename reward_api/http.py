@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from reward_api.contract import Item, ItemError, Outcome
+from reward_api.correlation import HEADER, RequestContext
 from reward_api.limits import Limits
 from reward_api.listening import serve
 from reward_api.openapi import SCORE_OPENAPI
@@ -90,7 +91,7 @@ def problem(
 
 
 def install_problem_handlers(app: Starlette) -> None:
-    """Let `app` answer EnvelopeError, framework errors and crashes as problem+json."""
+    """Let `app` answer EnvelopeError, framework errors and crashes as problem+json, each with its request's id."""
 
     async def on_envelope_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, EnvelopeError)
@@ -106,8 +107,10 @@ def install_problem_handlers(app: Starlette) -> None:
         return Response(status_code=499)
 
     async def on_crash(request: Request, error: Exception) -> Response:
-        return problem(500, "Internal error", "the server failed; its log says why")
+        headers = {HEADER: request.scope.get("request_id", "")}  # answered outside of all middleware
+        return problem(500, "Internal error", "the server failed; its log says why", headers=headers)
 
+    app.add_middleware(RequestContext)
     app.add_exception_handler(EnvelopeError, on_envelope_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, on_hang_up)

@@ -41,6 +41,7 @@ def serve(
         app,
         host=host,
         port=port,
+        log_config=None,  # its lines go where all others go
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -1,4 +1,4 @@
-"""Prometheus figures of one reward service; durations in seconds."""
+"""Prometheus figures of one reward service, under the gateway's names; its one replica is itself. Seconds."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -27,6 +27,12 @@ class ServiceMetrics:
         self.batch_seconds = Histogram(
             "reward_batch_seconds", "Time to score a batch", ["replica"], buckets=_SECONDS, registry=self.registry
         )
+
+        self.inflight_batches = Gauge(
+            "reward_inflight_batches", "Batches being scored", ["replica"], registry=self.registry
+        )
+        self.replica_up = Gauge("reward_replica_up", "1 while the scorer is ready", ["replica"], registry=self.registry)
+        self.retries = Counter("reward_retries_total", "Batches scored once more", ["reason"], registry=self.registry)
 
     def render(self) -> bytes:
         """The text exposition format."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from reward_api import ErrorCode, Item, ItemError, Outcome, RewardInfo, Score, Scorer
+from reward_api.origins import Origin, batch_of, current_origin
 from reward_services.metrics import ServiceMetrics
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class _Ticket:
     alone: bool
     deadline: float | None
     enqueued: float
+    origin: Origin
     outcome: Future[Outcome]
 
 
@@ -80,6 +82,7 @@ class ScorerThread:
         self._items_per_s = 0.0
         self._changed = threading.Condition()
         self._stopping = False
+        metrics.replica_up.labels("self").set_function(lambda: float(self.not_ready is None))
         self._thread = threading.Thread(target=self._run, name=f"scorer-{scorer.name}", daemon=True)
 
     def start(self) -> None:
@@ -110,7 +113,8 @@ class ScorerThread:
         now = self._clock()
         deadline = None if deadline_s is None else now + deadline_s
         alone = deterministic and not self.info.batch_invariant
-        tickets = [_Ticket(item, alone, deadline, now, Future()) for item in items]
+        origin = current_origin()
+        tickets = [_Ticket(item, alone, deadline, now, origin, Future()) for item in items]
         size = sum(item.image.nbytes for item in items)
         with self._changed:
             over_items = len(self._queue) + len(items) > self._queue_items
@@ -186,8 +190,14 @@ class ScorerThread:
 
     def _score(self, batch: list[_Ticket]) -> None:
         started = self._clock()
-        outcomes = score_batch(self.scorer, [ticket.item for ticket in batch])
+        self._metrics.inflight_batches.labels("self").set(1)
+        origins, name = [ticket.origin for ticket in batch], self.info.name
+        with batch_of(origins, f"score {name}", reward=name, items=len(batch)):
+            outcomes = score_batch(
+                self.scorer, [ticket.item for ticket in batch], self._metrics.retries.labels("taken_apart").inc
+            )
         elapsed = self._clock() - started
+        self._metrics.inflight_batches.labels("self").set(0)
         self._metrics.batch_size.observe(len(batch))
         self._metrics.batch_seconds.labels(replica="self").observe(elapsed)
         rate = len(batch) / max(elapsed, 1e-6)
@@ -201,14 +211,18 @@ class ScorerThread:
         self._metrics.queue_bytes.set(self._bytes)
 
 
-def score_batch(scorer: Scorer, items: Sequence[Item]) -> list[Outcome]:
-    """One outcome an item. A batch that raises is scored again item by item, so that only the culprit fails."""
+def score_batch(scorer: Scorer, items: Sequence[Item], taken_apart: Callable[[], None] = lambda: None) -> list[Outcome]:
+    """One outcome an item. A batch that raises is scored again item by item, so that only the culprit fails.
+
+    `taken_apart` is called where that happens.
+    """
     try:
         answers = list(scorer.score(items))
         if len(answers) != len(items):
             raise ValueError(f"the scorer answered {len(answers)} outcomes to {len(items)} items")
     except Exception as error:
         if len(items) > 1:
+            taken_apart()
             return [score_batch(scorer, [item])[0] for item in items]
         logger.exception("reward %s failed on an image of %s", scorer.name, items[0].image.shape)
         return [ItemError(ErrorCode.SCORER_FAILED, f"{type(error).__name__}: {error}")]
