@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 import msgspec
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.config import GatewayConfig, futile_settings
@@ -26,6 +27,7 @@ from reward_api.http import (
     score_response,
     unless_hung_up,
 )
+from reward_api.openapi import problems
 
 logger = logging.getLogger(__name__)
 
@@ -77,16 +79,16 @@ def create_app(
             page.answered(parsed.items, outcomes, time.monotonic() - started)
         return response
 
-    @app.get("/v1/rewards", summary="The rewards served here")
+    @app.get("/v1/rewards", summary="The rewards served here", responses=problems(401))
     async def rewards(request: Request) -> Response:
         check_token(request, token)
         return Response(msgspec.json.encode({"rewards": gateway.rewards()}), media_type="application/json")
 
-    @app.get("/livez", summary="Whether the process runs")
+    @app.get("/livez", summary="Whether the process runs", response_class=PlainTextResponse)
     async def livez() -> Response:
         return Response("ok\n", media_type="text/plain")
 
-    @app.get("/readyz", summary="Whether any reward has a replica; how many each has")
+    @app.get("/readyz", summary="Whether any reward has a replica; how many each has", responses=problems(503))
     async def readyz() -> Response:
         up = gateway.replicas_up()
         if not any(up.values()):
@@ -94,7 +96,7 @@ def create_app(
             return problem(503, "Not ready", "no reward has a replica that is up", headers=headers, replicas_up=up)
         return Response(msgspec.json.encode({"replicas_up": up}), media_type="application/json")
 
-    @app.get("/metrics", summary="Prometheus metrics")
+    @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from reward_api import EnvelopeError, ErrorCode, Item, ItemError, Limits, Outcome, Score, Scorer
@@ -20,6 +21,7 @@ from reward_api.http import (
     serve,
     unless_hung_up,
 )
+from reward_api.openapi import problems
 from reward_api.problems import unknown_reward
 from reward_services.metrics import ServiceMetrics
 from reward_services.scoring import QueueFull, ScorerThread
@@ -82,22 +84,22 @@ def create_app(
         metrics.requests.labels(name, str(response.status_code)).inc()
         return response
 
-    @app.get("/v1/info", summary="What this reward is")
+    @app.get("/v1/info", summary="What this reward is", responses=problems(401))
     async def info(request: Request) -> Response:
         check_token(request, token)
         return Response(msgspec.json.encode(thread.info), media_type="application/json")
 
-    @app.get("/livez", summary="Whether the process runs")
+    @app.get("/livez", summary="Whether the process runs", response_class=PlainTextResponse)
     async def livez() -> Response:
         return Response("ok\n", media_type="text/plain")
 
-    @app.get("/readyz", summary="Whether the scorer is warm")
+    @app.get("/readyz", summary="Whether the scorer is warm", response_class=PlainTextResponse, responses=problems(503))
     async def readyz() -> Response:
         if thread.not_ready is not None:
             return problem(503, "Not ready", f"reward {name}: {thread.not_ready}", headers={"Retry-After": "1"})
         return Response("ready\n", media_type="text/plain")
 
-    @app.get("/metrics", summary="Prometheus metrics")
+    @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics_text() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
