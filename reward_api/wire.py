@@ -21,6 +21,7 @@ from reward_api.problems import EnvelopeError
 
 MSGPACK = "application/msgpack"
 JSON = "application/json"
+_HALF = "it holds half of a surrogate pair"
 _MSGPACK_NAMES = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
 
 
@@ -121,17 +122,23 @@ def encode_response(outcomes: Sequence[Mapping[str, Outcome]], accept: str = "")
 def decode_response(content_type: str, body: bytes) -> list[dict[str, Outcome]]:
     """The outcomes of a response by index. Raises ValueError if it is not one (NaN scores included)."""
     decoder = msgspec.msgpack if is_msgpack(content_type) else msgspec.json
-    response: _WireResponse = decoder.decode(body, type=_WireResponse)
+    try:
+        response: _WireResponse = decoder.decode(body, type=_WireResponse)
+    except RecursionError:
+        raise ValueError("the answer is nested too deeply") from None
     return [{name: _read_outcome(name, wire) for name, wire in item.results.items()} for item in response.items]
 
 
 def decode_rewards(body: bytes) -> list[RewardInfo]:
-    """Read the JSON of `/v1/rewards` ({"rewards": [...]}) or of one service's `/v1/info`."""
+    """Read the JSON of `/v1/rewards` ({"rewards": [...]}) or of one service's `/v1/info`. Raises ValueError."""
     response: _WireRewards | RewardInfo
-    if b'"rewards"' in body[:32]:
-        response = msgspec.json.decode(body, type=_WireRewards)
-        return response.rewards
-    response = msgspec.json.decode(body, type=RewardInfo)
+    try:
+        if b'"rewards"' in body[:32]:
+            response = msgspec.json.decode(body, type=_WireRewards)
+            return response.rewards
+        response = msgspec.json.decode(body, type=RewardInfo)
+    except RecursionError:
+        raise ValueError("the answer is nested too deeply") from None
     return [response]
 
 
@@ -139,7 +146,7 @@ def wire_outcome(outcome: Outcome) -> dict[str, Any]:
     """{"score", "details"} or {"error": {"code", "message"}}, as in a response."""
     if isinstance(outcome, Score):
         return {"score": outcome.score, "details": outcome.details}
-    return {"error": {"code": outcome.code, "message": outcome.message}}
+    return {"error": {"code": outcome.code, "message": _escaped(outcome.message)}}
 
 
 def read_results(document: Any) -> dict[str, Outcome]:
@@ -194,7 +201,7 @@ def _decode_json(body: bytes) -> Any:
 
 
 def _refuse_unknown(members: Mapping[Any, Any], known: set[str], where: str, **extra: Any) -> None:
-    unknown = sorted(str(name) for name in members if name not in known)
+    unknown = sorted(_escaped(str(name)) for name in members if name not in known)
     if unknown:
         detail = f"{where} has unknown fields: {', '.join(unknown)[:200]}; known: {', '.join(sorted(known))}"
         raise EnvelopeError(422, "Unknown field", detail, **extra)
@@ -203,7 +210,7 @@ def _refuse_unknown(members: Mapping[Any, Any], known: set[str], where: str, **e
 def _read_rewards(names: Any, where: str, **extra: Any) -> tuple[str, ...]:
     if names is None:
         return ()
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and name and _is_unicode(name) for name in names):
         raise EnvelopeError(422, "Invalid request", f"rewards of {where} must be a list of names", **extra)
     return tuple(dict.fromkeys(names))
 
@@ -212,6 +219,8 @@ def _read_item(wire: Mapping[str, Any], rewards: tuple[str, ...], limits: Limits
     prompt = wire.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         return ItemError(ErrorCode.MISSING_PROMPT, "prompt must be a text that is not empty")
+    if not _is_unicode(prompt):
+        return ItemError(ErrorCode.MISSING_PROMPT, f"prompt is no valid Unicode: {_HALF}")
     if len(prompt) > limits.max_prompt_chars:
         message = f"prompt has {len(prompt)} characters, at most {limits.max_prompt_chars}"
         return ItemError(ErrorCode.PROMPT_TOO_LONG, message)
@@ -258,6 +267,8 @@ def _fault_of_metadata(metadata: Any, max_depth: int) -> str | None:
             for key, member in value.items():
                 if not isinstance(key, str):
                     return f"{path} has a key that is not a text"
+                if not _is_unicode(key):
+                    return f"{path} has a key that is no valid Unicode: {_HALF}"
                 pending.append((member, f"{path}.{key[:40]}", depth + 1))
         elif isinstance(value, list):
             pending.extend((member, f"{path}[{place}]", depth + 1) for place, member in enumerate(value))
@@ -267,6 +278,23 @@ def _fault_of_metadata(metadata: Any, max_depth: int) -> str | None:
         elif isinstance(value, int):
             if not -(2**63) <= value < 2**64:
                 return f"{path} is an integer of more than 64 bits"
-        elif value is not None and not isinstance(value, str):
+        elif isinstance(value, str):
+            if not _is_unicode(value):
+                return f"{path} is no valid Unicode: {_HALF}"
+        elif value is not None:
             return f"{path} is no JSON value"
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` can be sent: JSON's \\u escapes can spell half of a surrogate pair, which UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(text: str) -> str:
+    """`text` as it can be sent."""
+    return text.encode(errors="backslashreplace").decode()

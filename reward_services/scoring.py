@@ -235,7 +235,8 @@ def _checked(answer: Outcome | float) -> Outcome:
         return answer
     try:
         outcome = answer if isinstance(answer, Score) else Score(float(answer))
-        details = json.loads(json.dumps(outcome.details, allow_nan=False, default=_plain_value))
+        text = json.dumps(outcome.details, allow_nan=False, default=_plain_value, ensure_ascii=False)
+        details = json.loads(text.encode())
     except (TypeError, ValueError) as error:
         return ItemError(ErrorCode.SCORER_FAILED, f"the scorer's answer cannot be sent: {error}")
     return replace(outcome, details=details)
