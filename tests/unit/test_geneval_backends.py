@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
         ({"detector": "mmdet"}, "needs the checkpoint"),
         (
             {"detector": "mmdet", "model": "x.pth"},
-            "needs mmcv and mmengine and mmdet: install flow-grpo.geneval-mmdet.",
+            "needs mmcv and mmengine and mmdet: install flow-grpo",
         ),
         ({"model": "x"}, "detector='shapes' has no model"),
         ({"colors_model": "x"}, "colors='palette' has no model"),
