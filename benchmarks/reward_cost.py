@@ -24,7 +24,14 @@ import numpy as np
 from benchmarks.random_clip import save_random_clip
 from reward_api import Item, RewardClient, Score
 
-NETWORKS = {"pickscore": "ViT-H/14", "clipscore": "ViT-L/14", "aesthetic": "ViT-L/14", "jpeg_compressibility": ""}
+NETWORKS = {
+    "geneval": "Mask2Former Swin-S and ViT-L/14",
+    "pickscore": "ViT-H/14",
+    "clipscore": "ViT-L/14",
+    "aesthetic": "ViT-L/14",
+    "jpeg_compressibility": "",
+}
+PROMPT = "a photo of a red apple"
 START_S, SCORE_S = 600.0, 900.0
 
 
@@ -46,6 +53,10 @@ def random_weights(reward: str, folder: Path) -> dict[str, str]:
     size = NETWORKS[reward]
     if not size:
         return {}
+    if reward == "geneval":
+        save_random_detector(folder / "detector")
+        save_random_clip(folder / "clip", "ViT-L/14")
+        return {"detector": "mask2former", "model": str(folder / "detector"), "colors_model": str(folder / "clip")}
     save_random_clip(folder / "clip", size)
     options = {"model": str(folder / "clip")}
     if reward == "aesthetic":
@@ -56,6 +67,19 @@ def random_weights(reward: str, folder: Path) -> dict[str, str]:
         options["weights"] = str(folder / "head.pth")
         torch.save(predictor().state_dict(), options["weights"])
     return options
+
+
+def save_random_detector(folder: Path) -> None:
+    """GenEval's detector at full size; it takes everything for an apple, so that the most colors are asked for."""
+    import torch
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+    from reward_services.geneval.coco import CLASSES
+
+    torch.manual_seed(0)
+    model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(id2label=dict(enumerate(CLASSES))))
+    model.class_predictor.bias.data[CLASSES.index("apple")] = 20.0
+    model.save_pretrained(folder)
 
 
 def measure(reward: str, options: dict[str, str], count: int, ready_file: Path) -> None:
@@ -106,7 +130,7 @@ async def score(url: str, count: int) -> float:
     """Seconds that `count` images take, after one that is not counted."""
     noise = np.random.default_rng(0)
     images = [noise.integers(0, 256, (512, 512, 3), dtype=np.uint8) for _ in range(count)]
-    items = [Item(image, "a photo of a red circle and a blue cross") for image in images]
+    items = [Item(image, PROMPT) for image in images]
     async with RewardClient(url, timeout_s=SCORE_S, attempts=1) as client:
         await client.score(items[:1])
         started = time.monotonic()
