@@ -25,7 +25,7 @@ DELEGATED = {
     "evaluate": ("trainer.evaluate", "score a model on held-out prompts: flow-grpo evaluate RECIPE_OR_MODEL ..."),
     "convert-detector": (
         "reward_services.geneval.convert",
-        "make mmdet's checkpoint of GenEval's detector run without it",
+        "make the detector's mmdet checkpoint run without mmdet",
     ),
     "demo": ("flow_grpo.demo", "the whole path on this machine: services, gateway, training, evaluation"),
 }
@@ -98,11 +98,13 @@ def _serve(args: argparse.Namespace) -> int:
         end_with_parent()
         failure: Callable[[], str | None] | None = None
         token = os.environ.get(TOKEN_VARIABLE) or None
+        on_stop: Callable[[], None] | None = None
         if is_gateway:
             from gateway import app as gateway_app
             from gateway.config import load_config
 
             app = gateway_app.create_app(load_config(args.config), token=token)
+            on_stop = app.state.page.hub.close
         else:
             from reward_services import service
             from reward_services.registry import load_scorer
@@ -111,7 +113,7 @@ def _serve(args: argparse.Namespace) -> int:
             failure = app.state.failure
         if args.port:
             print(f"serving {args.target} at http://{args.host}:{args.port} (/docs), Ctrl-C ends it", file=sys.stderr)
-        serve(app, args.host, args.port, args.ready_file, token=token, failure=failure)
+        serve(app, args.host, args.port, args.ready_file, token=token, failure=failure, on_stop=on_stop)
     except ModuleNotFoundError as error:
         return _complain(_missing(error, args.target))
     except (ValueError, OSError, ServiceFailed) as error:

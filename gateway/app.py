@@ -1,6 +1,7 @@
 """The gateway's HTTP face: the same `POST /v1/score` as a reward service, for all rewards."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +12,8 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.config import GatewayConfig, futile_settings
+from gateway.page.page import Page
+from gateway.page.router import page_router
 from gateway.scoring import Gateway
 from reward_api import EnvelopeError, ItemError, Limits, Outcome
 from reward_api.http import (
@@ -34,27 +37,32 @@ def create_app(
     limits: Limits | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> FastAPI:
-    """The app: /v1/score, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs.
+    """The app: /v1/score, /v1/rewards, /livez, /readyz, /metrics, the page at /, OpenAPI at /docs.
 
     With a `token`, /v1/* asks for it as bearer token. `transport` replaces the network to the services in tests.
     """
     bounds = limits or Limits()
     gateway = Gateway(config, transport=transport)
+    page = Page(config.page, gateway.dispatchers)
     for sentence in futile_settings(config):
         logger.warning("%s", sentence)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with gateway:
+        async with gateway, page:
             yield
 
     app = FastAPI(title="Reward gateway", description="Scores images by several rewards", lifespan=lifespan)
     app.state.gateway = gateway
+    app.state.page = page
     install_problem_handlers(app)
+    if config.page.enabled:
+        app.include_router(page_router(page, token))
 
     @app.post("/v1/score", summary="Score images against their prompts", openapi_extra=SCORE_OPENAPI)
     async def score(request: Request) -> Response:
         check_token(request, token)
+        started = time.monotonic()
         parsed = await parse_score_request(request, bounds)
         try:
             outcomes = await unless_hung_up(request, gateway.score(parsed))
@@ -65,6 +73,8 @@ def create_app(
         if response.status_code == 503:
             response.headers["Retry-After"] = str(gateway.retry_after_s)
         _count(gateway, parsed, response.status_code, outcomes)
+        if config.page.enabled:
+            page.answered(parsed.items, outcomes, time.monotonic() - started)
         return response
 
     @app.get("/v1/rewards", summary="The rewards served here")

@@ -47,6 +47,16 @@ class RewardRoute(BaseModel):
         return replicas
 
 
+class PageConfig(BaseModel):
+    """The page at `/`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = True
+    images: int = Field(24, ge=0, le=256)  # last scored images kept as small thumbnails; 0 keeps and shows none
+    viewers: int = Field(16, ge=1)  # pages open at once
+
+
 class GatewayConfig(BaseModel):
     """The gateway's settings."""
 
@@ -60,6 +70,7 @@ class GatewayConfig(BaseModel):
     probe_misses: int = Field(
         3, ge=1
     )  # unanswered probes in a row until a replica counts as down; a refusal counts at once
+    page: PageConfig = PageConfig()
 
 
 def load_config(path: Path) -> GatewayConfig:

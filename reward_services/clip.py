@@ -75,8 +75,7 @@ def load_clip(source: str, *, processor: str = "", fallback: str = "", device: s
     """The CLIPModel of a directory or hub id.
 
     Tokenizer and image processor come from `processor`, by default from `source`, or where that lacks them from
-    `fallback`. `device` defaults to cuda where there is one; `dtype` to float16 there and float32 elsewhere. Raises
-    WeightsError.
+    `fallback`. `device` and `dtype` are those of `chosen_device` and `chosen_dtype`. Raises WeightsError.
     """
     from transformers import CLIPModel
 
@@ -85,6 +84,7 @@ def load_clip(source: str, *, processor: str = "", fallback: str = "", device: s
     if kind != "clip":
         found = "no config.json" if config is None else f"a model of type {kind!r}"
         raise WeightsError(f"{source} holds {found}, not a CLIPModel")
+    tools = load_processor(processor) if processor else load_processor(source, fallback)
     try:
         model, report = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # OSError, RuntimeError, SafetensorError...: files absent, torn or of other shapes
@@ -92,14 +92,14 @@ def load_clip(source: str, *, processor: str = "", fallback: str = "", device: s
     if report["missing_keys"]:
         absent = sorted(report["missing_keys"])
         raise WeightsError(f"{source} lacks {len(absent)} weights of its CLIPModel, first {absent[0]}")
-    return prepared(model, *load_processor(processor or source, fallback), device=device, dtype=dtype)
+    return prepared(model, *tools, device=device, dtype=dtype)
 
 
 def load_processor(source: str, fallback: str = "") -> tuple[Any, Any]:
     """(tokenizer, image processor) of a directory or hub id, or of `fallback` where it lacks one of them."""
     from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
-    if not _has_processor(source):
+    if not _has_processor(source, quietly=bool(fallback)):
         if not fallback:
             raise WeightsError(f"{source} has no tokenizer or image processor: name one with --option processor=...")
         source = fallback
@@ -113,10 +113,29 @@ def load_processor(source: str, fallback: str = "") -> tuple[Any, Any]:
 
 def prepared(model: Any, tokenizer: Any, image_processor: Any, *, device: str = "", dtype: str = "") -> Clip:
     """A CLIPModel in float32 as a `Clip` on its device and in its precision."""
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = DTYPES[dtype] if dtype else (torch.float16 if chosen.type == "cuda" else torch.float32)
+    chosen = chosen_device(device)
     scale = float(model.logit_scale.detach().exp())
-    return Clip(model.eval().requires_grad_(False).to(chosen, precision), tokenizer, image_processor, scale)
+    return Clip(
+        model.eval().requires_grad_(False).to(chosen, chosen_dtype(dtype, chosen)), tokenizer, image_processor, scale
+    )
+
+
+def chosen_device(name: str) -> torch.device:
+    """The torch device of that name, by default cuda where there is one. Raises ValueError."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device={name!r} is no torch device") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name!r}: torch finds no CUDA device here")
+    return device
+
+
+def chosen_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of that name, by default float16 on cuda and float32 elsewhere. Raises ValueError."""
+    if name and name not in DTYPES:
+        raise ValueError(f"dtype={name!r}: must be one of {', '.join(DTYPES)}")
+    return DTYPES[name or ("float16" if device.type == "cuda" else "float32")]
 
 
 class ClipScorer(ABC):
@@ -137,11 +156,13 @@ class ClipScorer(ABC):
     fallback_processor = CLIP_L
 
     def __init__(self, model: str = "", processor: str = "", device: str = "", dtype: str = "") -> None:
-        if dtype and dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
+        precision = chosen_dtype(dtype, chosen_device(device))
+        self.device, self.dtype = device, dtype
         self.model = model or self.default_model
-        self.processor, self.device, self.dtype = processor, device, dtype
+        self.processor = processor
         self.version = self.model.rstrip("/").rsplit("/", 1)[-1]
+        if precision != torch.float32:
+            self.version += f"+{str(precision).removeprefix('torch.')}"
         self._clip: Clip | None = None
 
     @property
@@ -180,11 +201,17 @@ def _model_type(config: Path) -> str:
         raise WeightsError(f"{config} is no JSON object") from None
 
 
-def _has_processor(source: str) -> bool:
+def _has_processor(source: str, *, quietly: bool = False) -> bool:
+    """Whether both halves are there; `quietly` also takes a hub out of reach for a no."""
     # Without these files transformers would make up an empty vocabulary.
-    return fetch(source, "preprocessor_config.json") is not None and (
-        fetch(source, "tokenizer.json") is not None or fetch(source, "vocab.json") is not None
-    )
+    try:
+        return fetch(source, "preprocessor_config.json") is not None and (
+            fetch(source, "tokenizer.json") is not None or fetch(source, "vocab.json") is not None
+        )
+    except WeightsError:
+        if quietly:
+            return False
+        raise
 
 
 def _central(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from benchmarks.random_clip import save_processor, save_random_clip
-from reward_services.clip import Clip, load_clip
+from reward_services.clip import Clip, load_clip, load_processor
 from reward_services.weights import WeightsError, fetch_file, read_tensors
 
 pytestmark = pytest.mark.unit
@@ -102,14 +102,22 @@ def test_half_precision_keeps_logits_in_float32(folder: Path, clip: Clip, dtype:
 def test_a_model_without_processor_takes_the_fallback(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("processor")
     save_processor(other, "tiny")
-    assert load_clip(str(bare), fallback=str(other), device="cpu").text_embeddings(["a"]).shape == (1, 8)
+    assert load_clip(str(bare), device="cpu", fallback=str(other)).text_embeddings(["a"]).shape == (1, 8)
     with pytest.raises(WeightsError, match="no tokenizer or image processor: name one with --option processor"):
         load_clip(str(bare), device="cpu")
 
 
+def test_a_processor_out_of_reach_is_one_that_is_lacking(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    tokenizer, _ = load_processor("nobody/nothing", fallback=str(folder))
+    assert tokenizer("a")["input_ids"] == [80, 40, 81]
+    with pytest.raises(WeightsError, match="nobody/nothing is neither a directory here nor, with preprocessor_config"):
+        load_processor("nobody/nothing")
+
+
 def test_a_named_processor_replaces_the_models_own(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"there is no directory .*nowhere"):
-        load_clip(str(folder), processor=str(tmp_path / "nowhere"), device="cpu")
+        load_clip(str(folder), device="cpu", processor=str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -123,39 +131,39 @@ def test_a_named_processor_replaces_the_models_own(folder: Path, tmp_path: Path)
 def test_a_source_that_is_nowhere(source: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=words) as caught:
-        load_clip(source)
+        load_clip(source, device="cpu")
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_no_directory(folder: Path) -> None:
     with pytest.raises(WeightsError, match="is a file: give the directory that holds it"):
-        load_clip(str(folder / "config.json"))
+        load_clip(str(folder / "config.json"), device="cpu")
 
 
 def test_a_directory_that_is_no_clip(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"holds no config.json, not a CLIPModel"):
-        load_clip(str(tmp_path))
+        load_clip(str(tmp_path), device="cpu")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(WeightsError, match="holds a model of type 'bert', not a CLIPModel"):
-        load_clip(str(tmp_path))
+        load_clip(str(tmp_path), device="cpu")
     (tmp_path / "config.json").write_text("[")
     with pytest.raises(WeightsError, match=r"config.json is no JSON object"):
-        load_clip(str(tmp_path))
+        load_clip(str(tmp_path), device="cpu")
 
 
-def test_weights_that_are_absent_torn_or_incomplete(bare: Path) -> None:
+def test_weights_that_are_absent_torn_or_incomplete(bare: Path, folder: Path) -> None:
     whole = bare / "model.safetensors"
     weights = load_file(whole)
     save_file({name: weight for name, weight in weights.items() if "fc2" not in name}, whole, {"format": "pt"})
     with pytest.raises(WeightsError, match=r"lacks 8 weights of its CLIPModel, first .*fc2"):
-        load_clip(str(bare))
+        load_clip(str(bare), processor=str(folder), device="cpu")
     whole.write_bytes(b"torn")
     with pytest.raises(WeightsError, match="cannot be loaded as a CLIPModel") as caught:
-        load_clip(str(bare))
+        load_clip(str(bare), processor=str(folder), device="cpu")
     assert "\n" not in str(caught.value)
     whole.unlink()
     with pytest.raises(WeightsError, match="cannot be loaded as a CLIPModel"):
-        load_clip(str(bare))
+        load_clip(str(bare), processor=str(folder), device="cpu")
 
 
 class Opens:

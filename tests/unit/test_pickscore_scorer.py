@@ -86,11 +86,23 @@ def test_a_precision_that_is_none() -> None:
         PickScoreScorer(dtype="int8")
 
 
+def test_a_device_that_is_none() -> None:
+    with pytest.raises(ValueError, match="device='gpu' is no torch device"):
+        PickScoreScorer(device="gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="device='cuda': torch finds no CUDA device here"):
+        PickScoreScorer(device="cuda")
+
+
 def test_information(clip: Path, scorer: PickScoreScorer) -> None:
     info = info_of(scorer)
     assert isinstance(info, RewardInfo)
     assert (info.name, info.version, info.range) == ("pickscore", clip.name, (None, None))
     assert not info.batch_invariant
-    published = PickScoreScorer()
+    published = PickScoreScorer(device="cpu")
     assert (published.model, published.fallback_processor) == ("yuvalkirstain/PickScore_v1", CLIP_H)
     assert info_of(published).version == "PickScore_v1"
+    assert PickScoreScorer(device="cpu", dtype="float16").version == "PickScore_v1+float16"

@@ -52,8 +52,8 @@ def a_batch(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_noise_levels_are_two_logit_normals_of_equal_share():
     logits = torch.logit(noise_levels(20_000, torch.Generator().manual_seed(0)).double())
-    assert logits[:10_000].mean().item() == pytest.approx(1.5, abs=0.05)
-    assert logits[10_000:].mean().item() == pytest.approx(0.2, abs=0.05)
+    assert logits[:10_000].mean().item() == pytest.approx(2.0, abs=0.05)
+    assert logits[10_000:].mean().item() == pytest.approx(0.4, abs=0.05)
     assert logits[:10_000].std().item() == pytest.approx(1.0, abs=0.05)
 
 

@@ -94,13 +94,13 @@ def by_patch(cells: np.ndarray, patch: int) -> np.ndarray:
 def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
     """t in (0, 1), logit-normal: one half around the outlines' levels, one around those that decide the layout.
 
-    A color or a place differs in so many latent elements that it is settled above t = .7, where an unshifted
-    logit-normal looks too seldom.
+    A color or a place differs in so many latent elements that it is settled above t = .85, where an unshifted
+    logit-normal hardly looks.
     """
     logits = torch.randn(count, generator=generator)
     half = count // 2
-    logits[:half] += 1.5
-    logits[half:] += 0.2
+    logits[:half] += 2.0
+    logits[half:] += 0.4
     return torch.sigmoid(logits)
 
 
@@ -118,7 +118,10 @@ class Naming(torch.nn.Module):
         self.names = 1 + len(world.shapes) * len(world.colors)
         parts = transformer.config.patch_size**2
         self.head = torch.nn.Sequential(
-            torch.nn.LayerNorm(width), torch.nn.Linear(width, width), torch.nn.SiLU(), torch.nn.Linear(width, parts * self.names)
+            torch.nn.LayerNorm(width),
+            torch.nn.Linear(width, width),
+            torch.nn.SiLU(),
+            torch.nn.Linear(width, parts * self.names),
         )
 
     def loss(self, hidden: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-TEXT_LENGTH = 12
+TEXT_LENGTH = 14
 """CLIP tokens of a prompt, begin and end included."""
 
 MAX_SEQUENCE_LENGTH = 1
@@ -91,7 +91,7 @@ def pipeline(words: Iterable[str], folder: Path, width: int, layers: int, size: 
     tokenizer = clip_tokenizer(words, folder / "tokenizer")
     tokenizer_2 = clip_tokenizer(words, folder / "tokenizer_2")
     transformer = SD3Transformer2DModel(
-        sample_size=size // 8,
+        sample_size=size // 4,
         patch_size=2,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -101,15 +101,15 @@ def pipeline(words: Iterable[str], folder: Path, width: int, layers: int, size: 
         caption_projection_dim=width,
         joint_attention_dim=2 * _TEXT_WIDTH,
         pooled_projection_dim=2 * _TEXT_WIDTH,
-        pos_embed_max_size=size // 16,
+        pos_embed_max_size=size // 8,
         qk_norm="rms_norm",
     )
     vae = AutoencoderTiny(
         latent_channels=LATENT_CHANNELS,
-        encoder_block_out_channels=(24, 24, 24, 24),
-        decoder_block_out_channels=(24, 24, 24, 24),
-        num_encoder_blocks=(0, 1, 2, 2),
-        num_decoder_blocks=(2, 2, 1, 1),
+        encoder_block_out_channels=(24, 24, 24),
+        decoder_block_out_channels=(24, 24, 24),
+        num_encoder_blocks=(1, 2, 2),
+        num_decoder_blocks=(2, 2, 1),
     )
     return StableDiffusion3Pipeline(
         transformer=transformer,
