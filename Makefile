@@ -38,7 +38,8 @@ $(MMDET)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(MMDET), a minute or two"
 	$(PYTHON) -m venv $(MMDET)
 	$(MMDET)/bin/pip install --quiet --progress-bar off --constraint constraints.txt torch 'setuptools<81' wheel
-	$(MMDET)/bin/pip install --quiet --progress-bar off --no-deps --no-build-isolation mmcv-lite==2.1.0
+	$(MMDET)/bin/pip install --quiet --progress-bar off --constraint constraints.txt --no-deps \
+		--no-build-isolation mmcv-lite
 	$(MMDET)/bin/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[geneval-mmdet]' \
 		hypothesis pytest pytest-asyncio
 	touch $@

@@ -19,9 +19,11 @@ class _Inert:
     def __setstate__(self, _: Any) -> None: ...
 
 
-# mmengine keeps its training curves as HistoryBuffer objects around NumPy arrays; `core` became `_core` in NumPy 2.
+# mmengine keeps its training curves as HistoryBuffer objects with NumPy arrays and their own methods, which a pickle
+# fetches by getattr (of no effect here either). `core` became `_core` in NumPy 2.
 _LEFT_BEHIND = (
     "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
     "numpy.ndarray",
     "numpy.dtype",
     *(

@@ -16,6 +16,9 @@ from reward_services.geneval.metadata import COLORS
 GROUND = 0x99
 """Gray level around the object, GenEval's #999."""
 
+LONGEST = 16
+"""Times the shorter side of a crop. What lies beyond, CLIP does not see anyway."""
+
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 
 
@@ -74,18 +77,15 @@ def cut_out(image: Image, detection: Detection) -> Image:
 def central_square(image: Image, side: int) -> Image:
     """The middle square of an image whose shorter side is resized to ``side`` pixels, bicubic, as torchvision takes it.
 
-    Sizes are cut to whole pixels and offsets rounded half to even. Only the square is computed: a thin object would
-    otherwise be enlarged to millions of pixels first.
+    Sizes are cut to whole pixels and offsets rounded half to even. The ends of a very thin object are left off before
+    it is enlarged. CLIP's image processor finds nothing left to resize or crop.
     """
+    longest = LONGEST * min(image.shape[:2])
+    y, x = (max(length - longest, 0) // 2 for length in image.shape[:2])
+    image = np.ascontiguousarray(image[y : y + longest, x : x + longest])
     height, width = image.shape[:2]
     short = min(height, width)
     scaled_w, scaled_h = side * width // short, side * height // short
     left, top = round((scaled_w - side) / 2), round((scaled_h - side) / 2)
-    box = (
-        left * width / scaled_w,
-        top * height / scaled_h,
-        min((left + side) * width / scaled_w, width),
-        min((top + side) * height / scaled_h, height),
-    )
-    square = Pictures.fromarray(image).resize((side, side), Pictures.Resampling.BICUBIC, box=box)
-    return np.array(square)
+    scaled = Pictures.fromarray(image).resize((scaled_w, scaled_h), Pictures.Resampling.BICUBIC)
+    return np.array(scaled.crop((left, top, left + side, top + side)))

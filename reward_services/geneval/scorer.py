@@ -70,8 +70,15 @@ class GenEvalScorer:
             "reward": "share of objects, counts, colors and relations that are as the prompt asks",
         }[mode]
 
+    def load(self) -> None:
+        """Read all weights. Raises WeightsError where a model is absent or not what it should be."""
+        for part in (self._detector, self._colors):
+            read = getattr(part, "load", None)  # the tiny world's have no weights
+            if read is not None:
+                read()
+
     def warm_up(self) -> None:
-        """Load the models and run both once. Raises WeightsError where a model is not what it should be."""
+        """Run detector and color classifier once."""
         gray = np.full((64, 64, 3), 128, dtype=np.uint8)
         self._detector.detections([gray])
         thing = Detection(self._detector.classes[0], 1.0, (0, 0, 64, 64), np.ones((64, 64), dtype=np.bool_))

@@ -149,10 +149,11 @@ def hub() -> Iterator[str]:
         server.server_close()
 
 
-def test_a_gated_model_without_a_token(serve: Serve, hub: str) -> None:
+@pytest.mark.parametrize("target", [("pickscore",), ("geneval", "--option", "detector=mask2former")])
+def test_a_gated_model_without_a_token(serve: Serve, hub: str, target: tuple[str, ...]) -> None:
     online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_TOKEN": "", "NO_PROXY": "127.0.0.1"}
-    words = last_words(serve("pickscore", "--option", "model=somebody/gated", **online))
-    assert words.startswith("flow-grpo: serve pickscore: failed while loading: somebody/gated is gated")
+    words = last_words(serve(*target, "--option", "model=somebody/gated", **online))
+    assert words.startswith(f"flow-grpo: serve {target[0]}: failed while loading: somebody/gated is gated")
     assert f"accept its terms at {hub}/somebody/gated and set HF_TOKEN" in words
 
 

@@ -8,7 +8,6 @@ import pytest
 import record
 import reference
 import torch
-from mmcv.cnn.bricks.transformer import BaseTransformerLayer
 
 from reward_services.geneval.canvas import paint
 from reward_services.geneval.coco import CLASSES
@@ -100,6 +99,8 @@ def test_the_full_size_through_a_checkpoint_file(tmp_path: Path) -> None:
 
 def test_layers_of_mmdet_2_are_renamed_to_those_of_mmdet_3() -> None:
     """Built with mmcv's layer, of which mmdet 2 was made, and the orders in its configuration."""
+    from mmcv.cnn.bricks.transformer import BaseTransformerLayer
+
     attention = {"type": "MultiheadAttention", "embed_dims": 32, "num_heads": 2}
     deformable = {"type": "MultiScaleDeformableAttention", "embed_dims": 32, "num_levels": 3}
     network = {"type": "FFN", "embed_dims": 32, "feedforward_channels": 8}

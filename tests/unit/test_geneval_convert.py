@@ -100,6 +100,10 @@ class HistoryBuffer:
         self._log_history = np.linspace(0, 1, 5)
         self._count_history = np.array([1, 1, 1, 1, 1])
         self._last = np.float64(0.5)
+        self._statistics_methods = {"min": HistoryBuffer.min}
+
+    def min(self) -> float:
+        return float(self._log_history.min())
 
 
 def test_training_curves_are_left_behind(
