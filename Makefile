@@ -4,10 +4,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RECIPE ?= recipes/tiny_geneval.yaml
 FUZZ_SECONDS ?= 120
-SOAK_MINUTES ?= 20
 MMDET := .venv-mmdet
 
-.PHONY: help install demo test unit integration test-mmdet check format fuzz soak clean
+.PHONY: help install demo test unit integration test-mmdet check format fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -57,9 +56,6 @@ fuzz: $(INSTALLED) ## fuzz the five wire decoders, FUZZ_SECONDS each (120: ten m
 	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[fuzz]'
 	for target in request_msgpack request_json request_form response image; do \
 	    $(BIN)/python tests/fuzz/run.py $$target --seconds $(FUZZ_SECONDS) || exit 1; done
-
-soak: $(INSTALLED) ## SOAK_MINUTES of load on the gateway while replicas die
-	$(BIN)/python -m benchmarks.soak.run --minutes $(SOAK_MINUTES) --report benchmarks/results/soak.json
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
