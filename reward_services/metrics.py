@@ -1,12 +1,19 @@
 """Prometheus figures of one reward service, under the gateway's names; its one replica is itself. Seconds."""
 
+import os
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class ServiceMetrics:
-    """One registry an app, so that several apps live in one process."""
+    """One registry an app, so that several apps live in one process.
+
+    Where PROMETHEUS_MULTIPROC_DIR is set, as it is for workers behind one port, the figures are those of all workers
+    together: totals count those of ended ones, gauges only living ones.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -16,8 +23,12 @@ class ServiceMetrics:
         self.items = Counter(
             "reward_items_total", "Items by outcome: ok or error code", ["reward", "outcome"], registry=self.registry
         )
-        self.queue_items = Gauge("reward_queue_depth_items", "Items waiting", registry=self.registry)
-        self.queue_bytes = Gauge("reward_queue_bytes", "Pixels waiting, in bytes", registry=self.registry)
+        self.queue_items = Gauge(
+            "reward_queue_depth_items", "Items waiting", registry=self.registry, multiprocess_mode="livesum"
+        )
+        self.queue_bytes = Gauge(
+            "reward_queue_bytes", "Pixels waiting, in bytes", registry=self.registry, multiprocess_mode="livesum"
+        )
         self.queue_wait = Histogram(
             "reward_queue_wait_seconds", "Time an item waited", buckets=_SECONDS, registry=self.registry
         )
@@ -36,4 +47,8 @@ class ServiceMetrics:
 
     def render(self) -> bytes:
         """The text exposition format."""
-        return generate_latest(self.registry)
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)

@@ -57,7 +57,7 @@ class ScorerThread:
 
     Models keep state and handles that belong to one thread, hence one owner. An idle scorer takes what is
     there at once; items gather only while it is busy. Items whose deadline passed or whose caller left are
-    dropped before a batch is formed.
+    dropped before a batch is formed. `when_warm` is called in that thread once the scorer is ready.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class ScorerThread:
         *,
         queue_items: int = 1024,
         queue_bytes: int = 512 * 2**20,
+        when_warm: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scorer = scorer
@@ -76,6 +77,7 @@ class ScorerThread:
         self._metrics = metrics
         self._queue_items = queue_items
         self._queue_bytes = queue_bytes
+        self._when_warm = when_warm
         self._clock = clock
         self._queue: deque[_Ticket] = deque()
         self._bytes = 0
@@ -136,6 +138,8 @@ class ScorerThread:
         if not (self._prepare("load", "loading") and self._prepare("warm_up", "warming up")):
             return
         self._say(None)
+        if self._when_warm is not None:
+            self._when_warm()
         while (batch := self._next_batch()) is not None:
             if batch:
                 self._score(batch)

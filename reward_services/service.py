@@ -10,6 +10,7 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from reward_api import EnvelopeError, ErrorCode, Item, ItemError, Limits, Outcome, Score, Scorer
+from reward_api.handover import Handover
 from reward_api.http import (
     SCORE_OPENAPI,
     ParsedRequest,
@@ -38,16 +39,18 @@ def create_app(
     limits: Limits | None = None,
     queue_items: int = 1024,
     queue_bytes: int = 512 * 2**20,
+    handover: Handover | None = None,
 ) -> FastAPI:
     """The app of one reward: /v1/score, /v1/info, /livez, /readyz, /metrics, OpenAPI at /docs.
 
     The scorer is loaded, warmed up and called from one thread of its own, started with the app. Until it is warm,
     /readyz says what it waits for or why it failed; `app.state.failure()` is that failure or None. With a `token`,
-    /v1/* asks for it as bearer token.
+    /v1/* asks for it as bearer token. A worker with a `handover` is ready once all workers have been.
     """
     bounds = limits or Limits()
     metrics = ServiceMetrics()
-    thread = ScorerThread(scorer, metrics, queue_items=queue_items, queue_bytes=queue_bytes)
+    when_warm = handover.report_warm if handover else None
+    thread = ScorerThread(scorer, metrics, queue_items=queue_items, queue_bytes=queue_bytes, when_warm=when_warm)
     name = thread.info.name
 
     @asynccontextmanager
@@ -60,10 +63,13 @@ def create_app(
     app.state.failure = lambda: thread.failure
     install_problem_handlers(app)
 
+    def not_ready() -> str | None:
+        return thread.not_ready or (handover.not_ready if handover else None)
+
     async def answer(request: Request) -> Response:
         check_token(request, token)
-        if thread.not_ready is not None:
-            raise EnvelopeError(503, "Not ready", f"reward {name}: {thread.not_ready}", headers={"Retry-After": "1"})
+        if (reason := not_ready()) is not None:
+            raise EnvelopeError(503, "Not ready", f"reward {name}: {reason}", headers={"Retry-After": "1"})
         parsed = await parse_score_request(request, bounds)
         for index, asked in enumerate(parsed.rewards):
             for reward in asked:
@@ -95,8 +101,8 @@ def create_app(
 
     @app.get("/readyz", summary="Whether the scorer is warm", response_class=PlainTextResponse, responses=problems(503))
     async def readyz() -> Response:
-        if thread.not_ready is not None:
-            return problem(503, "Not ready", f"reward {name}: {thread.not_ready}", headers={"Retry-After": "1"})
+        if (reason := not_ready()) is not None:
+            return problem(503, "Not ready", f"reward {name}: {reason}", headers={"Retry-After": "1"})
         return Response("ready\n", media_type="text/plain")
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)

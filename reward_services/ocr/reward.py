@@ -1,6 +1,7 @@
 """The OCR reward as pure functions of prompt and recognised text (Flow-GRPO's formula and a strict one)."""
 
 import re
+import unicodedata
 
 _QUOTED = re.compile(r'"([^"]*)"')
 
@@ -14,8 +15,12 @@ def target_text(prompt: str) -> str | None:
 
 
 def normalise(text: str) -> str:
-    """Lower case without white space: how target and reading are compared."""
-    return "".join(text.split()).lower()
+    """Lower case without white space: how target and reading are compared.
+
+    First in Unicode's NFKC form, so that an accented letter is one letter however it was typed, and the full-width
+    punctuation that recognition models trained on Chinese give for "!" or "?" is the plain one.
+    """
+    return "".join(unicodedata.normalize("NFKC", text).split()).lower()
 
 
 def paper_reward(target: str, recognised: str) -> float:

@@ -21,10 +21,14 @@ def test_help_of_serve_says_what_can_be_served(capsys):
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     text = capsys.readouterr().out
-    assert all(word in text for word in ("geneval", "gateway", "MODULE:CLASS", "--ready-file", "KEY=VALUE"))
+    assert all(
+        word in text for word in ("geneval", "gateway", "MODULE:CLASS", "--ready-file", "--workers", "KEY=VALUE")
+    )
 
 
-@pytest.mark.parametrize("arguments", [[], ["serve"], ["fly"], ["serve", "ocr", "--option", "strict"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["serve"], ["fly"], ["serve", "ocr", "--option", "strict"], ["serve", "ocr", "--workers", "0"]]
+)
 def test_wrong_usage_is_status_2(arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -36,6 +40,7 @@ def test_wrong_usage_is_status_2(arguments):
     [
         (["serve", "gateway"], "--config FILE"),
         (["serve", "gateway", "--config", "x.yaml", "--option", "a=b"], "no --option"),
+        (["serve", "gateway", "--config", "x.yaml", "--workers", "2"], "or --workers"),
         (["serve", "ocr", "--config", "x.yaml"], "belongs to serve gateway"),
     ],
 )

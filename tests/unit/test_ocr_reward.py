@@ -1,8 +1,12 @@
 """The OCR reward: formula, prompt parsing, reading order, and RapidOCR itself on rendered words."""
 
+import itertools
+import math
+import random
 import time
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from reward_api import Item, ItemError, Score
-from reward_services.ocr.reader import RapidReader, TextLine, reading_order
+from reward_services.ocr.rapid import RapidReader
+from reward_services.ocr.reader import TextLine, reading_order
 from reward_services.ocr.reward import edit_distance, paper_reward, strict_reward, target_text
 from reward_services.ocr.scorer import OcrScorer
 
@@ -44,6 +49,11 @@ def test_the_target_stands_between_the_first_double_quotes(prompt: str, target: 
         ("OPEN", "ope", 0.75, 0.75),
         ("OPEN", "completely else", 0.0, 1 - 11 / 14),
         ("OPEN", "xxxxxxxx", 0.0, 0.0),
+        ("Caf\u00e9", "CAFE\u0301", 1.0, 1.0),
+        ("Café", "Cafe", 0.75, 0.75),
+        ("HELP!", "help\uff01", 1.0, 1.0),
+        ("\u4f60\u597d", "\u4f60\u3000\u597d", 1.0, 1.0),
+        ("你好", "你们", 0.5, 0.5),
     ],
 )
 def test_paper_and_strict_reward(target: str, recognised: str, paper: float, strict: float) -> None:
@@ -72,12 +82,48 @@ def test_rewards_lie_between_zero_and_one_and_strict_is_never_kinder_than_contai
 
 
 def line(text: str, left: float, top: float, height: float = 10) -> TextLine:
-    return TextLine(text, 1.0, (left, top, left + 20, top + height))
+    right, bottom = left + 20, top + height
+    return TextLine(text, 1.0, ((left, top), (right, top), (right, bottom), (left, bottom)))
 
 
 def test_reading_order_is_rows_then_columns() -> None:
     lines = [line("d", 5, 40), line("b", 60, 8), line("a", 10, 11), line("c", 40, 38)]
     assert [found.text for found in reading_order(lines)] == ["a", "b", "d", "c"]
+
+
+def turned(lines: list[TextLine], degrees: float) -> list[TextLine]:
+    """The page turned clockwise about its corner."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+
+    def move(point: tuple[float, float]) -> tuple[float, float]:
+        x, y = point
+        return cosine * x - sine * y, sine * x + cosine * y
+
+    return [TextLine(one.text, 1.0, tuple(move(point) for point in one.corners)) for one in lines]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("degrees", [-60, -25, -8, 0, 8, 25, 60, 90])
+def test_the_order_of_a_slanted_page_is_that_of_the_straight_one(degrees: float) -> None:
+    # Three rows of words of 20 by 10, 15 apart, up to 3 off their row.
+    places = itertools.product(range(3), range(3))
+    words = [line(f"{row}{place}", 40 * place, 15 * row + 3 * ((row + place) % 2)) for row, place in places]
+    shuffled = random.Random(0).sample(words, len(words))
+    expected = [one.text for one in words]
+    assert [one.text for one in reading_order(turned(shuffled, degrees))] == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], []),
+        ([line("b", 30, 4), line("a", 0, 0)], ["a", "b"]),  # 6 of 10 shared: one row
+        ([line("b", 0, 6), line("a", 30, 0)], ["a", "b"]),  # 4 of 10 shared: two rows
+        # A tall word before two rows of small ones goes with the first of them.
+        ([line("tall", 0, 0, 30), line("up", 40, 2), line("down", 40, 18)], ["tall", "up", "down"]),
+    ],
+)
+def test_lines_share_a_row_by_half_of_the_lower_ones_height(lines: list[TextLine], expected: list[str]) -> None:
+    assert [found.text for found in reading_order(lines)] == expected
 
 
 class Shows:
@@ -144,11 +190,28 @@ def test_rendered_words_are_read(reader: RapidReader, side: int, font_size: floa
     assert np.mean(scores) >= 0.9
 
 
-def test_a_blank_image_reads_as_nothing(reader: RapidReader) -> None:
-    (outcome,) = OcrScorer(reader=reader).score([blank('"OPEN"', 64)])
+@pytest.mark.parametrize("shape", [(64, 64), (1, 1), (3, 200), (200, 3)])
+def test_an_empty_image_reads_as_nothing(reader: RapidReader, shape: tuple[int, int]) -> None:
+    (outcome,) = OcrScorer(reader=reader).score([Item(np.full((*shape, 3), 255, np.uint8), '"OPEN"')])
     assert isinstance(outcome, Score)
-    assert outcome.score == 0.0
-    assert outcome.details["recognised"] == ""
+    assert (outcome.score, outcome.details["recognised"], outcome.details["lines"]) == (0.0, "", [])
+
+
+def test_rows_spaces_accents_and_chinese_are_read_in_order(reader: RapidReader) -> None:
+    image = np.full((512, 512, 3), 225, np.uint8)
+    for text, left, bottom in (("Fête à midi", 40, 120), ("open", 40, 260), ("now", 300, 268), ("欢迎光临", 40, 420)):
+        cv2.putText(image, text, (left, bottom), (30, 30, 30), cv2.FontFace("uni"), 60)
+    (outcome,) = OcrScorer(strict=True, reader=reader).score(
+        [Item(image, 'a wall with "Fête à midi open now 欢迎光临"')]
+    )
+    assert isinstance(outcome, Score)
+    assert outcome.score == 1.0
+    assert [found["text"].replace(" ", "") for found in outcome.details["lines"]] == [
+        "Fêteàmidi",
+        "open",
+        "now",
+        "欢迎光临",
+    ]
 
 
 def test_boxes_lie_on_the_text(reader: RapidReader) -> None:
