@@ -6,8 +6,9 @@ RECIPE ?= recipes/tiny_geneval.yaml
 FUZZ_SECONDS ?= 120
 MMDET := .venv-mmdet
 PADDLE := .venv-paddle
+PEERS := benchmarks/.venv
 
-.PHONY: help install demo test unit integration test-mmdet test-paddle check format fuzz clean
+.PHONY: help install demo test unit integration faults test-mmdet test-paddle check format fuzz bench-gateway clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,6 +33,9 @@ unit: $(INSTALLED)
 integration: $(INSTALLED)
 	$(BIN)/python -m pytest tests/integration
 
+faults: $(INSTALLED) ## replicas, gateway and clients that die, stall and misbehave: real processes and signals, minutes
+	$(BIN)/python -m pytest tests/faults
+
 .venv-mmdet: $(MMDET)/.installed
 
 $(MMDET)/.installed: pyproject.toml constraints.txt
@@ -46,6 +50,15 @@ $(MMDET)/.installed: pyproject.toml constraints.txt
 
 test-mmdet: $(MMDET)/.installed ## the detector against mmdet itself, in an environment of its own
 	$(MMDET)/bin/python -m pytest tests/mmdet
+
+$(PEERS)/.installed:
+	@echo "installing the peers into $(PEERS), a few minutes"
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --progress-bar off bentoml==1.4.39 litserve==0.2.19 'ray[serve]==2.60.0' numpy
+	touch $@
+
+bench-gateway: $(INSTALLED) $(PEERS)/.installed ## the gateway beside LitServe, Ray Serve and BentoML; wants quiet cores
+	$(BIN)/python -m benchmarks.gateway
 
 # PaddlePaddle wants an older numpy than the rest, and PaddleOCR another OpenCV than RapidOCR, which comes last.
 $(PADDLE)/.installed: pyproject.toml constraints-paddle.txt
@@ -76,4 +89,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean: ## remove what can be made again
-	rm -rf $(VENV) $(MMDET) $(PADDLE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs
+	rm -rf $(VENV) $(PEERS) $(MMDET) $(PADDLE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs

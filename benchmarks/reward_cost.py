@@ -89,7 +89,7 @@ def measure(reward: str, options: dict[str, str], count: int, prompt: str, ready
     for key, value in options.items():
         command += ["--option", f"{key}={value}"]
     started = time.monotonic()
-    process = subprocess.Popen(command)  # noqa: S603 - our own interpreter and module
+    process = subprocess.Popen(command)
     try:
         listening = wait_for(lambda: ready_file.exists(), process) - started
         url = ready_file.read_text(encoding="utf-8").strip()

@@ -5,7 +5,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -57,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="serve a reward, or the gateway before several",
         description="Serves one reward or the gateway over HTTP until SIGTERM or Ctrl-C. "
-        "The environment variable REWARD_TOKEN, where set, is asked of callers as bearer token.",
+        "The environment variable REWARD_TOKEN, where set, is asked of callers as bearer token; the gateway also takes "
+        "REWARD_CLIENT_TOKENS (NAME=TOKEN NAME=TOKEN) and REWARD_REPLICAS (REWARD=URL,URL REWARD=URL).",
     )
     serve.add_argument(
         "target", metavar="TARGET", help=f"{', '.join(REWARDS)}, gateway, or MODULE:CLASS for a scorer of your own"
@@ -105,59 +106,84 @@ def _key_value(text: str) -> tuple[str, str]:
 
 def _serve(args: argparse.Namespace) -> int:
     is_gateway = args.target == "gateway"
-    if is_gateway and (args.config is None or args.option or args.workers > 1):
-        return _complain("serve gateway takes --config FILE, and no --option or --workers", status=2)
+    if is_gateway and args.config is None and not os.environ.get("REWARD_REPLICAS"):
+        return _complain("serve gateway takes --config FILE or replicas from REWARD_REPLICAS", status=2)
+    if is_gateway and (args.option or args.workers > 1):
+        return _complain("serve gateway takes no --option and no --workers", status=2)
     if not is_gateway and args.config is not None:
         return _complain("--config belongs to serve gateway; a reward takes --option KEY=VALUE", status=2)
     try:
         from flow_grpo.runner import end_with_parent
         from reward_api import logs, tracing
-        from reward_api.client import TOKEN_VARIABLE
-        from reward_api.handover import Handover
-        from reward_api.listening import ServiceFailed, check_exposure, serve
+        from reward_api.listening import ServiceFailed
 
         end_with_parent()
         logs.configure(args.log_format)
         tracing.start_from_environment("gateway" if is_gateway else args.target)
-        failure: Callable[[], str | None] | None = None
-        token = os.environ.get(TOKEN_VARIABLE) or None
-        on_stop: Callable[[], None] | None = None
-        if args.workers > 1:
-            from flow_grpo.workers import serve_workers
-
-            check_exposure(args.host, token)
-            _say_where(args)
-            options = [word for key, value in args.option for word in ("--option", f"{key}={value}")]
-            return serve_workers([args.target, *options], args.workers, args.host, args.port, args.ready_file)
-        handover = Handover(args.handover) if args.handover is not None else None
         if is_gateway:
-            from gateway import app as gateway_app
-            from gateway.config import load_config
-
-            app = gateway_app.create_app(load_config(args.config), token=token)
-            on_stop = app.state.page.hub.close
+            _serve_gateway(args)
+        elif args.workers > 1:
+            return _serve_workers(args)
         else:
-            from reward_services import service
-            from reward_services.registry import load_scorer
-
-            app = service.create_app(load_scorer(args.target, dict(args.option)), token=token, handover=handover)
-            failure = app.state.failure
-        _say_where(args)
-        serve(
-            app,
-            args.host,
-            args.port,
-            args.ready_file,
-            token=token,
-            failure=failure,
-            on_stop=on_stop,
-            handover=handover,
-        )
+            _serve_reward(args)
     except ModuleNotFoundError as error:
         return _complain(_missing(error, args.target))
     except (ValueError, OSError, ServiceFailed) as error:
         return _complain(f"serve {args.target}: {error}")
     return 0
+
+
+def _serve_reward(args: argparse.Namespace) -> None:
+    from reward_api.client import TOKEN_VARIABLE
+    from reward_api.handover import Handover
+    from reward_api.listening import serve
+    from reward_services.registry import load_scorer
+    from reward_services.service import create_app
+
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    handover = Handover(args.handover) if args.handover is not None else None
+    app = create_app(load_scorer(args.target, dict(args.option)), token=token, handover=handover)
+    _say_where(args)
+    failure = app.state.failure
+    serve(app, args.host, args.port, args.ready_file, token=token, failure=failure, handover=handover)
+
+
+def _serve_workers(args: argparse.Namespace) -> int:
+    from flow_grpo.workers import serve_workers
+    from reward_api.client import TOKEN_VARIABLE
+    from reward_api.listening import check_exposure
+
+    check_exposure(args.host, os.environ.get(TOKEN_VARIABLE) or None)
+    _say_where(args)
+    options = [word for key, value in args.option for word in ("--option", f"{key}={value}")]
+    return serve_workers([args.target, *options], args.workers, args.host, args.port, args.ready_file)
+
+
+def _serve_gateway(args: argparse.Namespace) -> None:
+    from gateway.app import create_app
+    from gateway.clients import tokens_of
+    from gateway.config import load_config
+    from reward_api.listening import serve
+
+    token = tokens_of(os.environ)
+    config = load_config(args.config, os.environ)
+    app = create_app(config, token=token, config_file=args.config)
+    _say_where(args)
+
+    def begin_to_stop() -> None:
+        app.state.gateway.start_draining()
+        app.state.page.hub.close()
+
+    serve(
+        app,
+        args.host,
+        args.port,
+        args.ready_file,
+        token=token,
+        on_stop=begin_to_stop,
+        notice_s=config.drain_notice_s,
+        drain_s=config.drain_s + 1,
+    )
 
 
 def _say_where(args: argparse.Namespace) -> None:

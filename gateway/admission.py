@@ -47,6 +47,19 @@ class DrainRate:
         return items / (now - start)
 
 
+WORTH = 0.75  # of the time to the deadline may pass in the queue: the batch takes time too, and rates are estimates
+
+
+def hopeless_for(ahead_items: int, rate: float | None, timeout_s: float) -> float:
+    """Seconds until a request would no longer wait too long to meet its deadline, 0 if it would not now.
+
+    Without work ahead nothing is hopeless, and without a measured rate nothing is known.
+    """
+    if not ahead_items or rate is None or rate <= 0:
+        return 0.0
+    return max(0.0, ahead_items / rate - WORTH * timeout_s)
+
+
 def retry_after(excess_items: float, rate: float | None, *, lowest_s: int = 1, highest_s: int = 60) -> int:
     """Whole seconds until `excess_items` have drained at `rate` items a second.
 

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -12,14 +13,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from gateway.admin import install_admin
+from gateway.clients import client_of
 from gateway.config import GatewayConfig, futile_settings
 from gateway.page.page import Page
 from gateway.page.router import page_router
+from gateway.reload import following, stamp_of
 from gateway.scoring import Gateway
 from reward_api import EnvelopeError, ItemError, Limits, Outcome
 from reward_api.http import (
     SCORE_OPENAPI,
     ParsedRequest,
+    Tokens,
     check_token,
     install_problem_handlers,
     parse_score_request,
@@ -35,15 +40,18 @@ logger = logging.getLogger(__name__)
 def create_app(
     config: GatewayConfig,
     *,
-    token: str | None = None,
+    token: Tokens = None,
     limits: Limits | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
+    config_file: Path | None = None,
 ) -> FastAPI:
-    """The app: /v1/score, /v1/rewards, /livez, /readyz, /metrics, the page at /, OpenAPI at /docs.
+    """The app: /v1/score, /v1/rewards, /v1/admin/replicas, /livez, /readyz, /metrics, the page at /, OpenAPI at /docs.
 
-    With a `token`, /v1/* asks for it as bearer token. `transport` replaces the network to the services in tests.
+    With a `token` (or several by client name), /v1/* asks for it as bearer token. `transport` replaces the network to
+    the services in tests. The replicas listed in `config_file` are taken over whenever it changes, and on SIGHUP.
     """
     bounds = limits or Limits()
+    seen = stamp_of(config_file)
     gateway = Gateway(config, transport=transport)
     page = Page(config.page, gateway.dispatchers)
     for sentence in futile_settings(config):
@@ -51,7 +59,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with gateway, page:
+        async with gateway, page, following(config_file, gateway, seen):
             yield
 
     app = FastAPI(title="Reward gateway", description="Scores images by several rewards", lifespan=lifespan)
@@ -63,11 +71,11 @@ def create_app(
 
     @app.post("/v1/score", summary="Score images against their prompts", openapi_extra=SCORE_OPENAPI)
     async def score(request: Request) -> Response:
-        check_token(request, token)
+        client = client_of(request, check_token(request, token))
         started = time.monotonic()
         parsed = await parse_score_request(request, bounds)
         try:
-            outcomes = await unless_hung_up(request, gateway.score(parsed))
+            outcomes = await unless_hung_up(request, gateway.score(parsed, client))
         except EnvelopeError as error:
             _count(gateway, parsed, error.problem.status, [])
             raise
@@ -91,10 +99,14 @@ def create_app(
     @app.get("/readyz", summary="Whether any reward has a replica; how many each has", responses=problems(503))
     async def readyz() -> Response:
         up = gateway.replicas_up()
+        if gateway.draining:
+            return problem(503, "Not ready", "the gateway is shutting down", replicas_up=up)
         if not any(up.values()):
             headers = {"Retry-After": str(gateway.retry_after_s)}
             return problem(503, "Not ready", "no reward has a replica that is up", headers=headers, replicas_up=up)
         return Response(msgspec.json.encode({"replicas_up": up}), media_type="application/json")
+
+    install_admin(app, gateway, token)
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

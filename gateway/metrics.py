@@ -1,5 +1,7 @@
 """What the gateway counts, by its Prometheus names."""
 
+import contextlib
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -22,6 +24,13 @@ class GatewayMetrics:
         self.replica_up = self._gauge("reward_replica_up", "1 while the replica says it is ready", "replica")
         self.ejections = self._counter("reward_replica_ejections", "Ejections after failures in a row", "replica")
         self.retries = self._counter("reward_retries", "Batches sent once more", "reason")
+        self.cache_hits = self._counter("reward_cache_hits", "Items whose score was known or under way", "reward", "by")
+
+    def forget(self, replica: str) -> None:
+        """Drops the series of a replica that is no longer there."""
+        for family in (self.batch_seconds, self.inflight_batches, self.replica_up, self.ejections):
+            with contextlib.suppress(KeyError):
+                family.remove(replica)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

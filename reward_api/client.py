@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from reward_api.problems import Problem, RewardRejected, RewardUnavailable
 from reward_api.wire import MSGPACK, decode_response, decode_rewards, encode_request
 
 TOKEN_VARIABLE = "REWARD_TOKEN"  # noqa: S105 - the name of the variable, not a token
+CLIENT_HEADER = "X-Client-Id"
 _TRY_AGAIN = frozenset({429, 502, 503, 504})
 _CHUNK_BYTES = 8 * 2**20
 _CHUNKS_AT_ONCE = 4
@@ -30,6 +32,7 @@ class RewardClient:
     `timeout_s` bounds a whole call, retries included, and travels to the server. Connection failures and answers
     429, 502, 503, 504 are tried again up to `attempts` times with full jitter, not before Retry-After; items whose
     error is retryable are sent again alone. The bearer token defaults to the environment variable REWARD_TOKEN.
+    `client_id` is whose share of a gateway's queue is used; without it each process is a client of its own.
     """
 
     def __init__(
@@ -39,15 +42,17 @@ class RewardClient:
         timeout_s: float = 60.0,
         attempts: int = 4,
         token: str | None = None,
+        client_id: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         token = token or os.environ.get(TOKEN_VARIABLE)
         self.base_url = base_url.rstrip("/")
         self.timeout_s = timeout_s
         self.attempts = attempts
+        client_id = client_id or f"{socket.gethostname()}-{os.getpid()}"
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers={CLIENT_HEADER: client_id} | ({"Authorization": f"Bearer {token}"} if token else {}),
             transport=transport,
             trust_env=False,  # a proxy for the outside world must not catch calls to services
             # Below the servers' keep-alive of 75 s and more: no request goes out on a half-closed connection.

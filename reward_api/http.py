@@ -26,6 +26,7 @@ from reward_api.wire import ScoreRequest, decode_request, encode_response, is_ms
 __all__ = [
     "SCORE_OPENAPI",
     "ParsedRequest",
+    "Tokens",
     "check_token",
     "install_problem_handlers",
     "parse_score_request",
@@ -38,6 +39,9 @@ __all__ = [
 PROBLEM_JSON = "application/problem+json"
 _FIELDS = {"image", "prompt", "metadata", "rewards", "deterministic"}
 T = TypeVar("T")
+
+Tokens = str | Mapping[str, str] | None
+"""What callers must show: one token, or one for each client by name; None asks for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +121,20 @@ def install_problem_handlers(app: Starlette) -> None:
     app.add_exception_handler(Exception, on_crash)
 
 
-def check_token(request: Request, token: str | None) -> None:
-    """Raise EnvelopeError 401 unless the request carries `token`; None lets everybody in."""
+def check_token(request: Request, token: Tokens) -> str:
+    """The name of the token the request carries, "" if it has none.
+
+    Raises EnvelopeError 401 unless it carries `token`, or one of them; None lets everybody in.
+    """
     if token is None:
-        return
-    sent = request.headers.get("authorization", "")
-    if not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
+        return ""
+    sent = request.headers.get("authorization", "").encode()
+    named = {"": token} if isinstance(token, str) else token
+    matching = [name for name, each in named.items() if hmac.compare_digest(sent, f"Bearer {each}".encode())]
+    if not matching:
         detail = "send the header Authorization: Bearer TOKEN"
         raise EnvelopeError(401, "Unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+    return matching[0]
 
 
 async def unless_hung_up(request: Request, work: Awaitable[T]) -> T:

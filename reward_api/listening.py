@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 import ipaddress
+import math
 import os
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -14,7 +17,8 @@ from starlette.types import ASGIApp
 from reward_api.handover import Handover
 
 KEEP_ALIVE_S = 120
-DRAIN_S = 5
+HEADERS_S = 10.0  # who has not sent the head of a request by then is hung up on
+DRAIN_S = 5.0
 
 
 class ServiceFailed(RuntimeError):
@@ -27,17 +31,20 @@ def serve(
     port: int = 0,
     ready_file: Path | str | None = None,
     *,
-    token: str | None = None,
+    token: str | Mapping[str, str] | None = None,
     failure: Callable[[], str | None] | None = None,
     on_stop: Callable[[], None] | None = None,
+    notice_s: float = 0.0,
+    drain_s: float = DRAIN_S,
     handover: Handover | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight within 5 s.
+    """Serve until SIGTERM or SIGINT, then finish what is in flight within `drain_s`.
 
     Port 0 takes a free one. `ready_file` receives the address ("http://HOST:PORT") in one rename once the socket
     listens. `token` is what the app checks; without one only a loopback host is served. `failure` is asked ten times
-    a second; what it says ends the serving. `on_stop` is called as the stop begins, so that answers without end do not
-    use up the 5 s. Raises ValueError, and ServiceFailed with what `failure` said.
+    a second; what it says ends the serving. `on_stop` is called on the event loop when the signal arrives; for
+    `notice_s` after it the socket still listens, so that clients on open connections hear from the app why it goes. A
+    second signal ends the notice. Raises ValueError, and ServiceFailed with what `failure` said.
 
     A `handover` takes the place of host, port and ready-file: connections come from there, and each carries one
     request, so that the next one may go to another worker.
@@ -52,11 +59,11 @@ def serve(
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
+        timeout_graceful_shutdown=math.ceil(drain_s),
         headers=[("connection", "close")] if handover else None,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, Path(ready_file) if ready_file else None, failure, on_stop, handover).run()
+        _Server(config, Path(ready_file) if ready_file else None, failure, on_stop, notice_s, handover).run()
     if failure is not None and (fault := failure()) is not None:
         raise ServiceFailed(fault)
 
@@ -66,21 +73,21 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         ready_file: Path | None,
-        failure: Callable[[], str | None] | None = None,
-        on_stop: Callable[[], None] | None = None,
-        handover: Handover | None = None,
+        failure: Callable[[], str | None] | None,
+        on_stop: Callable[[], None] | None,
+        notice_s: float,
+        handover: Handover | None,
     ) -> None:
         super().__init__(config)
         self.ready_file = ready_file
         self.failure = failure
         self.on_stop = on_stop
+        self.notice_s = notice_s
         self.handover = handover
+        self.stop_asked = False
+        self.stop_at: float | None = None
+        self.headless: dict[object, float] = {}
         self._taking: set[asyncio.Task[object]] = set()
-
-    async def on_tick(self, counter: int) -> bool:
-        if self.failure is not None and self.failure() is not None:
-            return True
-        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self.handover is not None:
@@ -110,13 +117,40 @@ class _Server(uvicorn.Server):
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.on_stop is not None:
-            self.on_stop()
-        await super().shutdown(sockets)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if not self.stop_asked and self.notice_s > 0:
+            self.should_exit = False
+        self.stop_asked = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second."""
+        if self.failure is not None and self.failure() is not None:
+            return True
+        now = time.monotonic()
+        self._hang_up_on_the_headless(now)
+        if self.stop_asked and self.stop_at is None:
+            self.stop_at = now + self.notice_s
+            if self.on_stop is not None:
+                self.on_stop()
+        if self.stop_at is not None and (now >= self.stop_at or not self.server_state.connections):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _hang_up_on_the_headless(self, now: float) -> None:
+        """The framework has no time limit for the head of a request: ten bytes a minute would hold a connection."""
+        since: dict[object, float] = {}
+        for connection in self.server_state.connections:
+            cycle = getattr(connection, "cycle", None)
+            between_requests = cycle is None or cycle.response_complete
+            if between_requests and getattr(connection, "timeout_keep_alive_task", None) is None:
+                since[connection] = self.headless.get(connection, now)
+                if now - since[connection] > HEADERS_S:
+                    connection.transport.close()
+        self.headless = since
 
 
-def check_exposure(host: str, token: str | None) -> None:
+def check_exposure(host: str, token: str | Mapping[str, str] | None) -> None:
     """Raises ValueError for a host that others reach if nothing is asked of them."""
     if token is None and not _is_loopback(host):
         raise ValueError(f"refusing to serve {host} without a token: set REWARD_TOKEN or serve 127.0.0.1")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from reward_api.contract import ErrorCode, Item, ItemError, Outcome, RewardInfo, Score
 from reward_api.images import pixels_from_file, pixels_from_raw
@@ -43,7 +45,7 @@ def encode_request(items: Sequence[Item], *, deterministic: bool = False) -> byt
     """The msgpack body of a request, pixels as they are."""
     wire = [
         {
-            "image": {"shape": item.image.shape, "data": item.image.tobytes()},
+            "image": {"shape": item.image.shape, "data": _pixels(item.image)},
             "prompt": item.prompt,
             "metadata": item.metadata,
             "rewards": item.rewards,
@@ -153,6 +155,11 @@ def read_results(document: Any) -> dict[str, Outcome]:
     """Reward -> outcome of what `wire_outcome` wrote for each, as plain values. Raises ValueError."""
     results = msgspec.convert(document, dict[str, _WireResult])
     return {name: _read_outcome(name, wire) for name, wire in results.items()}
+
+
+def _pixels(image: NDArray[np.uint8]) -> memoryview | bytes:
+    """The pixels row by row, copied only where they do not lie so."""
+    return image.data if image.flags.c_contiguous else image.tobytes()
 
 
 class _WireResult(msgspec.Struct):

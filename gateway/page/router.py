@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.page.hub import Viewer
 from gateway.page.page import Page
 from reward_api import EnvelopeError
-from reward_api.http import check_token
+from reward_api.http import Tokens, check_token
 
 FOLDER = Path(__file__).parent / "static"
 MEDIA_TYPES = {
@@ -30,7 +30,7 @@ HEADERS = {
 }
 
 
-def page_router(page: Page, token: str | None) -> APIRouter:
+def page_router(page: Page, token: Tokens) -> APIRouter:
     """`/` and `/page/FILE` for anybody; `/v1/page/events` asks for `token`, where there is one."""
     router = APIRouter(include_in_schema=False)
 

@@ -40,7 +40,7 @@ def test_wrong_usage_is_status_2(arguments):
     [
         (["serve", "gateway"], "--config FILE"),
         (["serve", "gateway", "--config", "x.yaml", "--option", "a=b"], "no --option"),
-        (["serve", "gateway", "--config", "x.yaml", "--workers", "2"], "or --workers"),
+        (["serve", "gateway", "--config", "x.yaml", "--workers", "2"], "no --workers"),
         (["serve", "ocr", "--config", "x.yaml"], "belongs to serve gateway"),
     ],
 )

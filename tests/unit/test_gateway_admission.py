@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission import DrainRate, retry_after
+from gateway.admission import DrainRate, hopeless_for, retry_after
 
 pytestmark = pytest.mark.unit
 
@@ -48,3 +48,15 @@ def test_retry_after_is_whole_seconds_within_bounds(excess, rate):
 
 def test_retry_after_grows_with_the_backlog():
     assert [retry_after(excess, 10.0) for excess in (5, 100, 101, 10_000)] == [1, 10, 11, 60]
+
+
+@given(st.integers(0, 10**6), st.one_of(st.none(), st.just(0.0), st.floats(0.01, 1e5)), st.floats(0, 600))
+def test_after_the_time_named_a_request_may_be_in_time_again(ahead, rate, timeout):
+    wait = hopeless_for(ahead, rate, timeout)
+    assert wait >= 0
+    if wait > 0:
+        assert rate
+        assert (ahead - wait * rate) / rate <= timeout + 1e-9 * ahead / rate  # rounding
+        assert ahead / rate > 0.75 * timeout
+    if not ahead or not rate:
+        assert wait == 0

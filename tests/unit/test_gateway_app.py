@@ -14,6 +14,7 @@ from PIL import Image
 
 from gateway.app import create_app
 from gateway.config import GatewayConfig
+from gateway.probes import Probe
 from reward_api import Item, ItemError, Limits, RewardClient, RewardRejected, Score
 from reward_api.wire import MSGPACK, decode_request, encode_response
 
@@ -54,7 +55,7 @@ class FakeServices(httpx.AsyncBaseTransport):
 
 
 def config(**overrides: object) -> GatewayConfig:
-    route: dict[str, object] = {"no_replica_grace_s": 0.0}
+    route: dict[str, object] = {"no_replica_grace_s": 0.0, "share_equal": False}
     rewards = {
         name: route | {"replicas": [f"http://{name}"]} | overrides.pop(name, {})  # type: ignore[operator]
         for name in ("count", "style")
@@ -303,7 +304,8 @@ async def test_silence_counts_as_down_only_after_several_probes():
     app = create_app(config(probe_timeout_s=0.01, probe_misses=3), transport=services)
     async with app.router.lifespan_context(app):
         gateway = app.state.gateway
-        probe = gateway._probes[0]
+        dispatcher = gateway.dispatchers["count"]
+        probe = Probe(dispatcher, dispatcher.replicas.replicas[0], gateway.upstream, gateway.config)
         services.mood = "silent"
         found = []
         for _ in range(3):
@@ -313,3 +315,35 @@ async def test_silence_counts_as_down_only_after_several_probes():
         await probe.once()
         found.append(gateway.replicas_up()["count"])
     assert found == [1, 1, 0, 1]
+
+
+async def test_draining_refuses_what_comes_and_bounds_what_is_in_flight():
+    services = FakeServices(delay_s=30.0)
+    app = create_app(config(drain_s=0.1), transport=services)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            in_flight = asyncio.create_task(client.post("/v1/score", json=body(wire_item())))
+            await asyncio.sleep(0.05)
+            app.state.gateway.start_draining()
+            refused = await client.post("/v1/score", json=body(wire_item()))
+            ready = await client.get("/readyz")
+            alive = await client.get("/livez")
+            answer = await in_flight
+    assert (refused.status_code, refused.headers["connection"], refused.headers["retry-after"]) == (503, "close", "60")
+    assert (ready.status_code, alive.status_code) == (503, 200)
+    assert answer.status_code == 503
+    assert answer.json()["items"][0]["results"]["count"]["error"]["code"] == "no_replica"
+
+
+async def test_equal_items_of_two_requests_are_scored_once():
+    services = FakeServices(delay_s=0.05)
+    settings = config(count={"share_equal": True, "cache_entries": 10})
+    async with gateway_over(services, settings) as client:
+        answers = await asyncio.gather(*(client.post("/v1/score", json=body(wire_item(3))) for _ in range(3)))
+        answers.append(await client.post("/v1/score", json=body(wire_item(3))))
+        metrics = (await client.get("/metrics")).text
+    assert [answer.json()["items"][0]["results"]["count"]["score"] for answer in answers] == [3.0] * 4
+    assert sum(count for _, count, _ in services.scored) == 1
+    assert 'reward_cache_hits_total{by="under_way",reward="count"} 2.0' in metrics
+    assert 'reward_cache_hits_total{by="cache",reward="count"} 1.0' in metrics

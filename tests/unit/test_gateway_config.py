@@ -34,6 +34,27 @@ def test_a_fault_names_file_and_place(tmp_path, text, fault):
     assert fault in str(caught.value)
 
 
+def test_replicas_by_environment_alone_and_over_the_file(tmp_path):
+    environment = {"REWARD_REPLICAS": "ocr=http://a:1,http://b:2 geneval=dns+http://geneval:8101"}
+    alone = load_config(None, environment)
+    assert {name: route.replicas for name, route in alone.rewards.items()} == {
+        "ocr": ["http://a:1", "http://b:2"],
+        "geneval": ["dns+http://geneval:8101"],
+    }
+    path = tmp_path / "gateway.yaml"
+    path.write_text("rewards: {ocr: {replicas: ['http://c'], max_batch: 3}, style: {replicas: ['http://d']}}")
+    both = load_config(path, environment).rewards
+    assert (both["ocr"].replicas, both["ocr"].max_batch) == (["http://a:1", "http://b:2"], 3)
+    assert both["style"].replicas == ["http://d"]
+    assert both.keys() == {"ocr", "style", "geneval"}
+
+
+@pytest.mark.parametrize("text", ["ocr", "=http://a", "ocr=", "ocr=localhost"])
+def test_a_fault_in_the_environment_is_named(text):
+    with pytest.raises(ValueError, match="REWARD_REPLICAS"):
+        load_config(None, {"REWARD_REPLICAS": text})
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.yaml cannot be read"):
         load_config(tmp_path / "absent.yaml")

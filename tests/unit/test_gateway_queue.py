@@ -120,20 +120,26 @@ class QueueLife(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.queue: BatchQueue[int] = BatchQueue(
-            max_items=6, max_bytes=60, max_batch=3, batch_bytes=25, max_delay_s=2.0
+            max_items=9, max_bytes=80, max_batch=3, batch_bytes=25, max_delay_s=2.0
         )
         self.waiting: list[Entry[int]] = []
         self.away: list[Batch[int]] = []
         self.retried = False
         self.count = 0
 
-    @rule(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4), patience=st.integers(1, 8), det=st.booleans())
-    def arrive(self, sizes: list[int], patience: int, det: bool) -> None:
+    @rule(
+        sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+        patience=st.integers(1, 8),
+        det=st.booleans(),
+        client=st.sampled_from(["a", "b", "c"]),
+    )
+    def arrive(self, sizes: list[int], patience: int, det: bool, client: str) -> None:
         entries = []
         for size in sizes:
             self.count += 1
-            entries.append(Entry(self.count, size, self.now, self.now + patience, deterministic=det))
-        if self.queue.has_room(len(entries), sum(sizes)):
+            deadline = self.now + patience
+            entries.append(Entry(self.count, size, self.now, deadline, deterministic=det, client=client))
+        if self.queue.has_room(len(entries), sum(sizes), client):
             self.queue.put(entries)
             self.waiting += entries
         else:
@@ -162,8 +168,9 @@ class QueueLife(RuleBasedStateMachine):
         assert len({e.deterministic for e in batch.entries}) == 1
         assert all(e.deadline > self.now and not e.gone for e in batch.entries)
         if not batch.failures:
-            order = [e.payload for e in batch.entries]
-            assert order == sorted(order)
+            for client in "abc":
+                order = [e.payload for e in batch.entries if e.client == client]
+                assert order == sorted(order)
         for sent in batch.entries:
             self.waiting.remove(sent)  # raises if it was sent twice or never queued
         self.away.append(batch)
@@ -185,6 +192,7 @@ class QueueLife(RuleBasedStateMachine):
     def counts_are_exact(self) -> None:
         assert self.queue.items == len(self.waiting)
         assert self.queue.bytes == sum(e.size_bytes for e in self.waiting)
+        assert sum(self.queue.clients.values()) <= self.queue.items
 
 
 TestQueueLife = QueueLife.TestCase

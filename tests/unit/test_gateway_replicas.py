@@ -155,3 +155,53 @@ def test_whatever_happens_somebody_serves_while_anybody_is_up(events):
         assert bool(replicas.usable(now)) == any_up
         assert (replicas.gone_for(now) is None) == any_up
         assert all(0 <= r.inflight_batches <= 2 for r in replicas.replicas)
+
+
+def test_silence_first_costs_new_batches_and_then_the_place():
+    replicas = replicas_up(2, probe_misses=3)
+    first, second = replicas.replicas
+    assert not replicas.missed(first, 1.0)
+    replicas.started(second, 9)
+    assert replicas.pick(1.0) is second  # though it has more to do
+    replicas.started(second, 9)
+    assert replicas.pick(1.0) is first  # better than nobody
+    assert not replicas.missed(first, 2.0)
+    replicas.probed(first, True, 2.5)
+    assert [replicas.missed(first, now) for now in (3.0, 4.0, 5.0)] == [False, False, True]
+    assert not first.up
+    replicas.probed(second, False, 6.0)
+    assert replicas.gone_for(7.0) == 1.0
+
+
+def test_a_hedge_never_goes_where_the_batch_already_is():
+    replicas = replicas_up(2)
+    first, second = replicas.replicas
+    assert replicas.pick(0.0, avoid={first.url}, strict=True) is second
+    replicas.probed(second, False, 0.0)
+    assert replicas.pick(0.0, avoid={first.url}, strict=True) is None
+    assert replicas.pick(0.0, avoid={first.url}) is first
+
+
+def test_who_is_no_longer_listed_finishes_and_is_forgotten():
+    replicas = replicas_up(2)
+    first, second = replicas.replicas
+    replicas.started(first, 4)
+    (new,) = replicas.list_only([second.url, "http://new"], 1.0)
+    assert first.retiring
+    assert replicas.usable(1.0) == [second]
+    assert replicas.forget_retired() == []
+    replicas.probed(second, False, 2.0)
+    assert replicas.gone_for(2.0) == 0.0  # one that retires does not count as up
+    replicas.finished(first, 4)
+    assert replicas.forget_retired() == [first]
+    assert replicas.replicas == [second, new]
+
+
+def test_who_is_listed_again_before_it_is_forgotten_stays():
+    replicas = replicas_up(2)
+    first, second = replicas.replicas
+    replicas.started(first, 4)
+    replicas.list_only([second.url], 1.0)
+    assert replicas.list_only([first.url, second.url], 2.0) == []
+    assert not first.retiring
+    assert replicas.usable(2.0) == [first, second]

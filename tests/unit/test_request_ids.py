@@ -21,7 +21,7 @@ from reward_services.service import create_app as create_service
 
 pytestmark = pytest.mark.unit
 
-BODY = encode_request([Item(np.zeros((2, 2, 3), np.uint8), "a", rewards=("zero",))] * 3)
+BODY = encode_request([Item(np.zeros((2, 2, 3), np.uint8), prompt, rewards=("zero",)) for prompt in "abc"])
 
 
 class Zero:
