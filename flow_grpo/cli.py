@@ -55,13 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",
-        help="serve a reward, or the gateway before several",
-        description="Serves one reward or the gateway over HTTP until SIGTERM or Ctrl-C. "
+        help="serve a reward, the gateway before several, or a worker for its jobs",
+        description="Serves a reward or the gateway over HTTP, or works off its jobs, until SIGTERM or Ctrl-C. "
         "The environment variable REWARD_TOKEN, where set, is asked of callers as bearer token; the gateway also takes "
         "REWARD_CLIENT_TOKENS (NAME=TOKEN NAME=TOKEN) and REWARD_REPLICAS (REWARD=URL,URL REWARD=URL).",
     )
     serve.add_argument(
-        "target", metavar="TARGET", help=f"{', '.join(REWARDS)}, gateway, or MODULE:CLASS for a scorer of your own"
+        "target",
+        metavar="TARGET",
+        help=f"{', '.join(REWARDS)}, gateway, jobs-worker, or MODULE:CLASS for a scorer of your own",
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--handover", type=int, help=argparse.SUPPRESS)  # a worker's channel, given by its supervisor
     serve.add_argument("--ready-file", type=Path, metavar="FILE", help="write the address here once it answers")
-    serve.add_argument("--config", type=Path, metavar="FILE", help="the gateway's YAML file")
+    serve.add_argument("--config", type=Path, metavar="FILE", help="the YAML file of gateway and jobs-worker")
     serve.add_argument(
         "--option",
         action="append",
@@ -105,13 +107,16 @@ def _key_value(text: str) -> tuple[str, str]:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    is_gateway = args.target == "gateway"
+    is_gateway, is_worker = args.target == "gateway", args.target == "jobs-worker"
     if is_gateway and args.config is None and not os.environ.get("REWARD_REPLICAS"):
         return _complain("serve gateway takes --config FILE or replicas from REWARD_REPLICAS", status=2)
-    if is_gateway and (args.option or args.workers > 1):
-        return _complain("serve gateway takes no --option and no --workers", status=2)
-    if not is_gateway and args.config is not None:
-        return _complain("--config belongs to serve gateway; a reward takes --option KEY=VALUE", status=2)
+    if is_worker and args.config is None:
+        return _complain("serve jobs-worker takes --config FILE", status=2)
+    if (is_gateway or is_worker) and (args.option or args.workers > 1):
+        return _complain(f"serve {args.target} takes no --option and no --workers", status=2)
+    if not (is_gateway or is_worker) and args.config is not None:
+        fault = "--config belongs to serve gateway and serve jobs-worker; a reward takes --option KEY=VALUE"
+        return _complain(fault, status=2)
     try:
         from flow_grpo.runner import end_with_parent
         from reward_api import logs, tracing
@@ -119,7 +124,9 @@ def _serve(args: argparse.Namespace) -> int:
 
         end_with_parent()
         logs.configure(args.log_format)
-        tracing.start_from_environment("gateway" if is_gateway else args.target)
+        tracing.start_from_environment(args.target)
+        if is_worker:
+            return _work(args)
         if is_gateway:
             _serve_gateway(args)
         elif args.workers > 1:
@@ -189,6 +196,17 @@ def _serve_gateway(args: argparse.Namespace) -> None:
 def _say_where(args: argparse.Namespace) -> None:
     if args.port and args.handover is None:
         print(f"serving {args.target} at http://{args.host}:{args.port} (/docs), Ctrl-C ends it", file=sys.stderr)
+
+
+def _work(args: argparse.Namespace) -> int:
+    from gateway.config import load_config
+    from gateway.jobs.worker import run_worker
+
+    config = load_config(args.config)
+    if config.jobs is None:
+        return _complain(f"serve jobs-worker: {args.config} has no section jobs")
+    run_worker(config.jobs, args.ready_file)
+    return 0
 
 
 def _delegate(command: str, arguments: Sequence[str]) -> int:

@@ -4,7 +4,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from gateway.admin import install_admin
 from gateway.clients import client_of
 from gateway.config import GatewayConfig, futile_settings
+from gateway.jobs.jobs import Jobs
+from gateway.jobs.routes import jobs_router
 from gateway.page.page import Page
 from gateway.page.router import page_router
 from gateway.reload import following, stamp_of
@@ -45,7 +48,7 @@ def create_app(
     transport: httpx.AsyncBaseTransport | None = None,
     config_file: Path | None = None,
 ) -> FastAPI:
-    """The app: /v1/score, /v1/rewards, /v1/admin/replicas, /livez, /readyz, /metrics, the page at /, OpenAPI at /docs.
+    """The app: /v1/score, /v1/jobs, /v1/rewards, /v1/admin/replicas, the page at /, /livez, /readyz, /metrics, /docs.
 
     With a `token` (or several by client name), /v1/* asks for it as bearer token. `transport` replaces the network to
     the services in tests. The replicas listed in `config_file` are taken over whenever it changes, and on SIGHUP.
@@ -54,20 +57,23 @@ def create_app(
     seen = stamp_of(config_file)
     gateway = Gateway(config, transport=transport)
     page = Page(config.page, gateway.dispatchers)
+    jobs = None if config.jobs is None else Jobs(config.jobs, gateway.metrics.registry)
     for sentence in futile_settings(config):
         logger.warning("%s", sentence)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with gateway, page, following(config_file, gateway, seen):
+        work = jobs.running() if jobs else nullcontext()
+        async with gateway, page, following(config_file, gateway, seen), work:
             yield
 
     app = FastAPI(title="Reward gateway", description="Scores images by several rewards", lifespan=lifespan)
     app.state.gateway = gateway
-    app.state.page = page
+    app.state.page, app.state.jobs = page, jobs
     install_problem_handlers(app)
     if config.page.enabled:
         app.include_router(page_router(page, token))
+    app.include_router(jobs_router(jobs, gateway.dispatchers, partial(check_token, token=token), bounds))
 
     @app.post("/v1/score", summary="Score images against their prompts", openapi_extra=SCORE_OPENAPI)
     async def score(request: Request) -> Response:

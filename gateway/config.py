@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from gateway.jobs.config import JobsConfig
+
 logger = logging.getLogger(__name__)
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -92,6 +94,7 @@ class GatewayConfig(BaseModel):
     drain_s: Seconds = 5.0  # after SIGTERM what is in flight may take this long; the rest is answered 503
     drain_notice_s: float = Field(1.0, ge=0)  # of these, how long clients on open connections are told 503
     page: PageConfig = PageConfig()
+    jobs: JobsConfig | None = None  # durable jobs; without this section there are none
 
 
 def load_config(path: Path | None, environment: Mapping[str, str] | None = None) -> GatewayConfig:
@@ -106,7 +109,8 @@ def load_config(path: Path | None, environment: Mapping[str, str] | None = None)
         for name, urls in _replicas_of(environment or {}).items():
             document = document if isinstance(document, dict) else {}
             document.setdefault("rewards", {}).setdefault(name, {})["replicas"] = urls
-        return GatewayConfig.model_validate(document)
+        base = Path.cwd() if path is None else path.parent
+        return GatewayConfig.model_validate(document, context={"base": base})
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

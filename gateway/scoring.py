@@ -16,7 +16,7 @@ from gateway.roster import Roster
 from gateway.upstream import Upstream
 from reward_api import EnvelopeError, ErrorCode, Item, ItemError, Outcome, RewardInfo
 from reward_api.http import ParsedRequest
-from reward_api.problems import unknown_reward
+from reward_api.problems import missing_rewards, unknown_reward
 
 logger = logging.getLogger(__name__)
 
@@ -148,9 +148,7 @@ class Gateway:
         routed: Routed = defaultdict(dict)
         for index, (item, rewards) in enumerate(zip(request.items, request.rewards, strict=True)):
             if not rewards:
-                served = ", ".join(sorted(self.dispatchers))
-                detail = f"item {index} names no rewards; served here: {served}"
-                raise EnvelopeError(422, "Missing rewards", detail, code="missing_rewards", item=index)
+                raise missing_rewards(index, self.dispatchers)
             for name in rewards:
                 if name not in self.dispatchers:
                     raise unknown_reward(index, name, list(self.dispatchers))

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import json
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,7 +20,16 @@ from reward_api.limits import Limits
 from reward_api.listening import serve
 from reward_api.openapi import SCORE_OPENAPI
 from reward_api.problems import EnvelopeError, Problem
-from reward_api.wire import ScoreRequest, decode_request, encode_response, is_msgpack, read_request, status_of
+from reward_api.wire import (
+    Keep,
+    ScoreRequest,
+    decode_request,
+    encode_response,
+    is_msgpack,
+    read_json,
+    read_request,
+    status_of,
+)
 
 __all__ = [
     "SCORE_OPENAPI",
@@ -57,8 +65,11 @@ class ParsedRequest:
     rewards: list[tuple[str, ...]]
 
 
-async def parse_score_request(request: Request, limits: Limits) -> ParsedRequest:
-    """Read a `POST /v1/score` in any of its encodings. Raises EnvelopeError (4xx)."""
+async def parse_score_request(request: Request, limits: Limits, keep: Keep | None = None) -> ParsedRequest:
+    """Read a `POST /v1/score` in any of its encodings. Raises EnvelopeError (4xx).
+
+    `keep`, see `read_request`, runs in a thread of its own.
+    """
     clock = asyncio.get_running_loop().time
     started = clock()
     allowed = _read_deadline(request)
@@ -69,10 +80,10 @@ async def parse_score_request(request: Request, limits: Limits) -> ParsedRequest
     try:
         async with asyncio.timeout(limits.body_seconds):
             if content_type.lower().startswith("multipart/form-data"):
-                decoded = await _read_form(request, limits)
+                decoded = await _read_form(request, limits, keep)
             else:
                 body = b"".join([chunk async for chunk in _bounded_body(request, limits.max_body_bytes)])
-                decoded = await _decode(content_type, body, limits)
+                decoded = await _decode(content_type, body, limits, keep)
     except TimeoutError:
         detail = f"the body did not arrive within {limits.body_seconds:g} s"
         raise EnvelopeError(408, "Request timeout", detail) from None
@@ -156,11 +167,11 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _decode(content_type: str, body: bytes, limits: Limits) -> ScoreRequest:
-    if is_msgpack(content_type):
+async def _decode(content_type: str, body: bytes, limits: Limits, keep: Keep | None) -> ScoreRequest:
+    if is_msgpack(content_type) and keep is None:
         return decode_request(content_type, body, limits)
     # Image files take milliseconds each to decode; other requests go on meanwhile.
-    return await asyncio.to_thread(decode_request, content_type, body, limits)
+    return await asyncio.to_thread(decode_request, content_type, body, limits, keep)
 
 
 async def _bounded_body(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
@@ -180,7 +191,7 @@ async def _bounded_body(request: Request, limit: int) -> AsyncGenerator[bytes, N
         yield chunk
 
 
-async def _read_form(request: Request, limits: Limits) -> ScoreRequest:
+async def _read_form(request: Request, limits: Limits, keep: Keep | None) -> ScoreRequest:
     body = _bounded_body(request, limits.max_body_bytes)
     parser = MultiPartParser(
         request.headers, body, max_files=limits.max_items, max_fields=4 * limits.max_items, max_part_size=2**20
@@ -193,7 +204,7 @@ async def _read_form(request: Request, limits: Limits) -> ScoreRequest:
         document = await _form_document(form)
     finally:
         await form.close()
-    return await asyncio.to_thread(read_request, document, limits)
+    return await asyncio.to_thread(read_request, document, limits, keep)
 
 
 async def _form_document(form: FormData) -> dict[str, Any]:
@@ -232,7 +243,7 @@ def _parse_metadata(text: str | None) -> Any:
     if text is None or not text.strip():
         return None
     try:
-        return json.loads(text)
+        return read_json(text)
     except (ValueError, RecursionError):
         return text
 

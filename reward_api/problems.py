@@ -34,6 +34,12 @@ class EnvelopeError(Exception):
         self.headers = dict(headers or {})
 
 
+def missing_rewards(index: int, known: Iterable[str]) -> EnvelopeError:
+    """The refusal of a request whose item `index` does not say by which rewards it is to be scored."""
+    detail = f"item {index} names no rewards; served here: {', '.join(sorted(known))}"
+    return EnvelopeError(422, "Missing rewards", detail, code="missing_rewards", item=index)
+
+
 def unknown_reward(index: int, name: str, known: Iterable[str]) -> EnvelopeError:
     """The refusal of a request whose item `index` asks for a reward nobody serves here."""
     detail = f"item {index} asks for reward {name!r}; served here: {', '.join(sorted(known)) or 'none'}"

@@ -8,7 +8,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from reward_api.problems import EnvelopeError
 MSGPACK = "application/msgpack"
 JSON = "application/json"
 _HALF = "it holds half of a surrogate pair"
+Keep = Callable[[Item], Item]
 _MSGPACK_NAMES = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
 
 
@@ -55,7 +56,7 @@ def encode_request(items: Sequence[Item], *, deterministic: bool = False) -> byt
     return msgspec.msgpack.encode({"items": wire, "deterministic": deterministic})
 
 
-def decode_request(content_type: str, body: bytes, limits: Limits) -> ScoreRequest:
+def decode_request(content_type: str, body: bytes, limits: Limits, keep: Keep | None = None) -> ScoreRequest:
     """Read a msgpack or JSON body. Raises EnvelopeError (400, 415 or 422)."""
     media_type = content_type.split(";")[0].strip().lower()
     if is_msgpack(media_type):
@@ -65,11 +66,15 @@ def decode_request(content_type: str, body: bytes, limits: Limits) -> ScoreReque
     else:
         detail = f"Content-Type {media_type or 'missing'}: send {MSGPACK}, {JSON} or multipart/form-data"
         raise EnvelopeError(415, "Unsupported media type", detail)
-    return read_request(document, limits)
+    return read_request(document, limits, keep)
 
 
-def read_request(document: Any, limits: Limits) -> ScoreRequest:
-    """Read an envelope {"items", "rewards"?, "deterministic"?} of plain values, item by item."""
+def read_request(document: Any, limits: Limits, keep: Keep | None = None) -> ScoreRequest:
+    """Read an envelope {"items", "rewards"?, "deterministic"?} of plain values, item by item.
+
+    `keep` is called with each sound item as soon as it is read, in order, and its answer stands in the item's place:
+    who puts images away one by one never holds all of them.
+    """
     if not isinstance(document, dict):
         raise EnvelopeError(422, "Invalid request", "the body must be an object with a list of items")
     _refuse_unknown(document, {"items", "rewards", "deterministic"}, "the request")
@@ -93,7 +98,8 @@ def read_request(document: Any, limits: Limits) -> ScoreRequest:
         _refuse_unknown(wire_item, {"image", "prompt", "metadata", "rewards"}, where, item=index)
         asked = _read_rewards(wire_item.get("rewards"), where, item=index) or default
         rewards.append(asked)
-        items.append(_read_item(wire_item, asked, limits))
+        item = _read_item(wire_item, asked, limits)
+        items.append(keep(item) if keep is not None and isinstance(item, Item) else item)
     return ScoreRequest(items, rewards, deterministic)
 
 
@@ -119,6 +125,12 @@ def encode_response(outcomes: Sequence[Mapping[str, Outcome]], accept: str = "")
     if is_msgpack(accept):
         return msgspec.msgpack.encode(document), MSGPACK
     return msgspec.json.encode(document), JSON
+
+
+def encode_line(index: int, results: Mapping[str, Outcome]) -> bytes:
+    """One line of a file of results: the item's index, and its results as in a response."""
+    wire = {name: wire_outcome(outcome) for name, outcome in results.items()}
+    return msgspec.json.encode({"index": index, "results": wire}) + b"\n"
 
 
 def decode_response(content_type: str, body: bytes) -> list[dict[str, Outcome]]:
@@ -188,6 +200,16 @@ def _read_outcome(name: str, wire: _WireResult) -> Outcome:
     return Score(wire.score, wire.details)
 
 
+def read_json(text: str | bytes) -> Any:
+    """A JSON value, NaN and overflowing numbers included. Raises ValueError, also for halves of a surrogate pair.
+
+    JSON can spell those, but they are no text that could be sent on or stored.
+    """
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def _decode_msgpack(body: bytes) -> Any:
     try:
         return msgspec.msgpack.decode(body)
@@ -202,7 +224,7 @@ def _decode_json(body: bytes) -> Any:
         strict_error = error
     try:
         # The lenient parser reads NaN and overflowing numbers, so that the item holding them can be named.
-        return json.loads(body)
+        return read_json(body)
     except (ValueError, RecursionError):
         raise EnvelopeError(400, "Malformed request", f"the body is not valid JSON: {strict_error}") from None
 
