@@ -4,11 +4,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RECIPE ?= recipes/tiny_geneval.yaml
 FUZZ_SECONDS ?= 120
+SOAK_MINUTES ?= 20
 MMDET := .venv-mmdet
 PADDLE := .venv-paddle
 PEERS := benchmarks/.venv
 
-.PHONY: help install demo test unit integration faults test-mmdet test-paddle check format fuzz bench-gateway clean
+.PHONY: help install demo test unit integration faults test-mmdet test-paddle check format fuzz soak bench-gateway clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -78,6 +79,9 @@ check: $(INSTALLED) ## linter, formatter, types, import arrows
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(INSTALLED) ## SOAK_MINUTES of load on the gateway while replicas die
+	$(BIN)/python -m benchmarks.soak --minutes $(SOAK_MINUTES) --report benchmarks/results/soak.json
 
 fuzz: $(INSTALLED) ## fuzz the five wire decoders, FUZZ_SECONDS each (120: ten minutes in all)
 	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[fuzz]'
