@@ -1,0 +1,199 @@
+"""``python -m tiny_world.pretrain.taste``: a small CLIP that prefers clean pictures of what the prompt asks for.
+
+PickScore's objective (arXiv 2305.01569): of two pictures of a prompt one is preferred, and the loss is the
+cross-entropy of softmax(s_1, s_2) with s = exp(logit_scale) cos(image, text). Here the pairs are drawn: a clean picture
+against a flawed one (``tiny_world.flaws``). A head on the image encoder's patches names what they show meanwhile; it
+is not saved.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from tiny_world.flaws import FLAWS, flawed, photographed
+from tiny_world.pretrain.autoencoder import to_tensor
+from tiny_world.pretrain.model import TEXT_LENGTH
+from tiny_world.prompts import TASKS, WORLDS, World, split
+from tiny_world.scenes import contents, render, sample_scene
+
+PATCH = 8
+FLAW_SHARE = {"mismatched": 0.2, "misread": 0.5, "smeared": 0.1, "broken": 0.1, "doubled": 0.1}
+NAMING = 0.5
+Metadata = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """N pairs: preferred and other pictures (N, H, W, 3), the prompt's row (N,), what each patch of the preferred one
+    shows (N, patches), the flaw's index (N,)."""
+
+    preferred: torch.Tensor
+    other: torch.Tensor
+    prompts: torch.Tensor
+    contents: torch.Tensor
+    flaws: torch.Tensor
+
+
+def preferences(prompts: Sequence[Metadata], world: World, count: int, seed: int) -> Preferences:
+    """Pairs over the prompts, tasks in equal shares and flaws by FLAW_SHARE."""
+    rng = random.Random(seed)
+    by_task = [[i for i, prompt in enumerate(prompts) if prompt["tag"] == task] for task in TASKS]
+    by_task = [rows for rows in by_task if rows]
+    pairs: list[tuple[Any, ...]] = []
+    for _ in tqdm(range(count), desc="pairs", unit="pair", mininterval=5):
+        row = rng.choice(rng.choice(by_task))
+        flaw = rng.choices(FLAWS, [FLAW_SHARE[name] for name in FLAWS])[0]
+        scene = sample_scene(prompts[row], world, rng)
+        preferred = photographed(render(scene), rng)
+        other = flawed(prompts[row], flaw, list(prompts), world, rng)
+        pairs.append((preferred, other, row, contents(scene, world, world.size // PATCH).ravel(), FLAWS.index(flaw)))
+    columns = [torch.from_numpy(np.stack(column)) for column in zip(*pairs, strict=True)]
+    return Preferences(*columns)
+
+
+def untrained(tokenizer: CLIPTokenizer, size: int, text_layers: int) -> CLIPModel:
+    """The model; text width and layers are those of the pipeline's first text encoder, which it starts from."""
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": text_layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TEXT_LENGTH,
+        "hidden_act": "gelu",
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": size,
+        "patch_size": PATCH,
+        "hidden_act": "gelu",
+    }
+    return CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=2.66)
+    )
+
+
+def scores(model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """exp(logit_scale) cos of each image (B, H, W, 3) with its text (B, L): (B,), and the patches (B, N, width)."""
+    pixels = to_tensor(images.numpy())
+    seen = model.vision_model(pixel_values=pixels)
+    image_BD = F.normalize(model.visual_projection(seen.pooler_output), dim=-1)
+    text_BD = F.normalize(model.get_text_features(input_ids=tokens).pooler_output, dim=-1)
+    return model.logit_scale.exp() * (image_BD * text_BD).sum(-1), seen.last_hidden_state[:, 1:]
+
+
+def train(model: CLIPModel, pairs: Preferences, tokens: torch.Tensor, names: int, seconds: float, seed: int) -> int:
+    """Fits the model in place until the time is over, the learning rate falling to zero. Returns the steps made."""
+    head = torch.nn.Linear(model.config.vision_config.hidden_size, names)
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    generator = torch.Generator().manual_seed(seed)
+    started, step, smooth = time.monotonic(), 0, [0.7, 3.0]
+    model.train()
+    with tqdm(total=round(seconds), desc="taste", unit="s", mininterval=5) as bar:
+        while (done := (time.monotonic() - started) / seconds) < 1:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * min(1.0, (step + 1) / 200, 2 * (1 - done))
+            rows = torch.randint(len(pairs.prompts), (64,), generator=generator)
+            text = tokens[pairs.prompts[rows]]
+            both = torch.cat([pairs.preferred[rows], pairs.other[rows]])
+            score_B, patches = scores(model, both, torch.cat([text, text]))
+            preferred, other = score_B.chunk(2)
+            loss = F.softplus(other - preferred).mean()
+            unnamed = F.cross_entropy(head(patches[: len(rows)]).flatten(0, 1), pairs.contents[rows].flatten())
+            optimizer.zero_grad()
+            (loss + NAMING * unnamed).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            step += 1
+            smooth = [old + 0.02 * (new.item() - old) for old, new in zip(smooth, (loss, unnamed), strict=True)]
+            bar.update(round(done * seconds) - bar.n)
+            bar.set_postfix(loss=f"{smooth[0]:.4f}", naming=f"{smooth[1]:.4f}", step=step, refresh=False)
+    model.eval()
+    return step
+
+
+@torch.no_grad()
+def accuracy(model: CLIPModel, pairs: Preferences, tokens: torch.Tensor) -> dict[str, float]:
+    """Share of pairs whose preferred picture scores higher: over all, and by flaw."""
+    right = []
+    for rows in torch.arange(len(pairs.prompts)).split(256):
+        text = tokens[pairs.prompts[rows]]
+        right.append(scores(model, pairs.preferred[rows], text)[0] > scores(model, pairs.other[rows], text)[0])
+    correct = torch.cat(right).float()
+    by_flaw = {flaw: correct[pairs.flaws == index].mean().item() for index, flaw in enumerate(FLAWS)}
+    return {"all": correct.mean().item()} | by_flaw
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tiny_world.pretrain.taste", description=__doc__)
+    parser.add_argument("--world", choices=WORLDS, default="small")
+    parser.add_argument("--pipeline", type=Path, required=True, help="whose tokenizer and first text encoder to take")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=60_000)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--init", type=Path, help="a finished model to go on from")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    world = WORLDS[options.world]
+    known, held_out = split(world)
+    # Single objects are all held out from RL; the model of taste has to know them.
+    known += [prompt for prompt in held_out if prompt["tag"] == "single_object"]
+    tokenizer = CLIPTokenizer.from_pretrained(options.pipeline / "tokenizer")
+    if options.init:
+        model = CLIPModel.from_pretrained(options.init, dtype=torch.float32)
+    else:
+        text_encoder = _text_encoder(options.pipeline)
+        model = untrained(tokenizer, world.size, text_encoder.config.num_hidden_layers)
+        model.text_model.load_state_dict(text_encoder.text_model.state_dict())
+
+    def tokens(prompts: Sequence[Metadata]) -> torch.Tensor:
+        texts = [prompt["prompt"] for prompt in prompts]
+        found: torch.Tensor = tokenizer(
+            texts, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+        ).input_ids
+        return found
+
+    pairs = preferences(known, world, options.pairs, options.seed)
+    names = 1 + len(world.shapes) * len(world.colors)
+    steps = train(model, pairs, tokens(known), names, 60 * options.minutes, options.seed)
+    test = preferences(held_out, world, 3000, options.seed + 1)
+    found = {name: round(value, 4) for name, value in accuracy(model, test, tokens(held_out)).items()}
+    model.half().save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": world.size},
+        crop_size={"height": world.size, "width": world.size},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(options.out)
+    (options.out / "accuracy.json").write_text(json.dumps({"steps": steps, "held_out": found}, indent=2) + "\n")
+    tqdm.write(f"{steps} steps; held-out pairs: {found}")
+
+
+def _text_encoder(pipeline: Path) -> Any:
+    from transformers import CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection.from_pretrained(pipeline / "text_encoder", dtype=torch.float32)
+
+
+if __name__ == "__main__":
+    main()
