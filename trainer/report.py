@@ -15,6 +15,7 @@ from PIL import Image
 
 from trainer.before_after import data_uri, gallery
 from trainer.charts import line_chart
+from trainer.paired import PairedDifference, paired_rewards
 from trainer.tracking import read_metrics
 
 _MISSING = "missing"
@@ -133,12 +134,15 @@ def _tables(run: Recorded) -> str:
     latest = after or before
     if latest is None:
         return "\n".join(parts)
-    parts.extend(_table(name, before, after) for name in latest["rewards"])
+    differences = paired_rewards(before, after) if before and after else {}
+    parts.extend(_table(name, before, after, differences.get(name)) for name in latest["rewards"])
     return "\n".join(parts)
 
 
-def _table(name: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
-    """One reward's tasks; the foot is the mean of the tasks."""
+def _table(
+    name: str, before: dict[str, Any] | None, after: dict[str, Any] | None, difference: PairedDifference | None
+) -> str:
+    """One reward's tasks; the foot is the mean of the tasks, below it the paired difference of all images."""
     latest = after or before or {}
     reward = latest["rewards"][name]
     rows = [
@@ -153,6 +157,13 @@ def _table(name: str, before: dict[str, Any] | None, after: dict[str, Any] | Non
         if evaluation and name in evaluation["rewards"] and evaluation["rewards"][name]["missing"]
     ]
     note = _missing(f"Missing and left out of the means: {' and '.join(lost)}.") if lost else ""
+    if difference is not None:
+        words = (
+            f"Paired difference of {difference.pairs} images: {difference.mean:+.3f}, 95 % interval "
+            f"{difference.low:+.3f} to {difference.high:+.3f}; one standard deviation before is "
+            f"{difference.deviation:.3f}."
+        )
+        note += f'<p class="quiet">{words}</p>'
     return (
         f'<h3>{escape(name)}</h3><div class="wide"><table><thead><tr><th>task</th><th>before</th><th>after</th>'
         f"<th>difference</th><th>images</th></tr></thead><tbody>{body}</tbody><tfoot>{foot}</tfoot></table></div>{note}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from reward_api import Outcome, Score
 from tiny_world.prompts import TASKS
+from trainer.paired import paired_rewards
 
 _MEAN = "mean of tasks"
 
@@ -89,12 +90,15 @@ def table(before: Mapping[str, RewardSummary] | None, after: Mapping[str, Reward
 
 
 def saved_table(folder: Path) -> str:
-    """The table of the evaluations ``before`` and ``after`` that were saved into ``folder``."""
+    """The table of the evaluations ``before`` and ``after`` that were saved into ``folder``, with paired differences."""
+    saved = [json.loads((folder / f"{label}.json").read_text()) for label in ("before", "after")]
     before, after = (
-        {name: RewardSummary(**reward) for name, reward in saved["rewards"].items()}
-        for saved in (json.loads((folder / f"{label}.json").read_text()) for label in ("before", "after"))
+        {name: RewardSummary(**reward) for name, reward in evaluation["rewards"].items()} for evaluation in saved
     )
-    return table(before, after)
+    differences = [f"{name:<16} {difference}" for name, difference in paired_rewards(*saved).items()]
+    if not differences:
+        return table(before, after)
+    return "\n".join([table(before, after), "paired difference of images [95 % interval]", *differences])
 
 
 def counted_table(tallies: Mapping[str, Tally]) -> str:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,12 @@ def test_two_evaluations_stand_side_by_side():
 
 def test_saved_evaluations_are_read_back(tmp_path: Path):
     for label, score in (("before", 0.1), ("after", 0.9)):
-        (tmp_path / f"{label}.json").write_text(
-            f'{{"rewards": {{"ocr": {{"score": {score}, "tasks": {{"ocr": {score}}}, "images": 1, "missing": 0}}}}}}'
-        )
-    assert cells(saved_table(tmp_path))[1] == ["ocr", "0.100", "0.900"]
+        rewards = {"ocr": {"score": score, "tasks": {"ocr": score}, "images": 2, "missing": 0}}
+        items = [{"prompt": prompt, "scores": {"ocr": score}} for prompt in ("a", "b")]
+        (tmp_path / f"{label}.json").write_text(json.dumps({"rewards": rewards, "items": items}))
+    lines = cells(saved_table(tmp_path))
+    assert lines[1] == ["ocr", "0.100", "0.900"]
+    assert lines[-1] == ["ocr", "+0.800", "[+0.800,", "+0.800]", "over", "2", "pairs"]
 
 
 def test_the_verdict_counts_where_there_is_one():
