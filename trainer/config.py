@@ -186,6 +186,9 @@ class EvaluationConfig(Section):
     every: int = Field(0, ge=0)
     """Epochs between evaluations during training; 0 evaluates only before and after."""
     seed: int = 1_000_003
+    embedder: str = ""
+    """A CLIPModel directory, hub id or ``tiny_world:`` path: how far apart it sees the images of a prompt is reported
+    as their diversity. Empty reports none."""
 
 
 class TrainConfig(Section):

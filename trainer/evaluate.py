@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from trainer.config import ConfigError, EvaluationConfig, load_config
+from trainer.diversity import ImageEmbedder, diversity
 from trainer.draws import key
 from trainer.models.sd3 import SD3, ModelError
 from trainer.prompt_records import PromptError
@@ -35,8 +36,11 @@ class Judged:
 
 @dataclass(frozen=True)
 class Evaluation:
+    """``diversity`` holds each prompt's, empty where the recipe names no embedder."""
+
     rewards: dict[str, RewardSummary]
     images: list[Judged]
+    diversity: dict[str, float]
 
     def save(self, folder: Path, label: str) -> None:
         """Writes ``LABEL.json`` and the pictures beside it."""
@@ -50,7 +54,8 @@ class Evaluation:
                 {"prompt": judged.prompt, "tag": judged.tag, "image": f"{label}/{name}", "scores": judged.scores}
             )
         summary = {name: asdict(reward) for name, reward in self.rewards.items()}
-        (folder / f"{label}.json").write_text(json.dumps({"rewards": summary, "items": items}, indent=1))
+        content = {"rewards": summary, "items": items, "diversity": self.diversity}
+        (folder / f"{label}.json").write_text(json.dumps(content, indent=1))
 
 
 def plan(prompts: Sequence[Prompt], config: EvaluationConfig) -> list[tuple[Prompt, int]]:
@@ -69,7 +74,13 @@ def plan(prompts: Sequence[Prompt], config: EvaluationConfig) -> list[tuple[Prom
 
 
 def evaluate(
-    model: SD3, scorer: RewardScorer, prompts: Sequence[Prompt], config: EvaluationConfig, guidance: float, label: str
+    model: SD3,
+    scorer: RewardScorer,
+    prompts: Sequence[Prompt],
+    config: EvaluationConfig,
+    guidance: float,
+    label: str,
+    embedder: ImageEmbedder | None = None,
 ) -> Evaluation:
     """Draws and scores the held-out images with whatever weights the model holds. Raises RewardFailure."""
     chosen = plan(prompts, config)
@@ -97,7 +108,13 @@ def evaluate(
         for (prompt, _), image, answer in zip(chosen, drawn, answers, strict=True)
     ]
     names = sorted({name for judge in judged for name in judge.scores})
-    return Evaluation({name: summarise(judged, name) for name in names}, judged)
+    spread = diversity(embedder.embed(drawn), [prompt.text for prompt, _ in chosen]) if embedder else {}
+    return Evaluation({name: summarise(judged, name) for name in names}, judged, spread)
+
+
+def evaluation_embedder(config: EvaluationConfig, model: SD3) -> ImageEmbedder | None:
+    """What the recipe's images are embedded with for their diversity, on the model's device. Raises ModelError."""
+    return ImageEmbedder(config.embedder, model.device) if config.embedder else None
 
 
 def summarise(images: Sequence[Judged], reward: str) -> RewardSummary:
@@ -129,11 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             model = SD3(config.model, config.lora, config.seed)
             if options.lora:
                 model.load_lora(options.lora)
-            outcome = evaluate(model, scorer, prompts, config.evaluation, config.rollout.guidance, "held-out")
+            embedder = evaluation_embedder(config.evaluation, model)
+            outcome = evaluate(model, scorer, prompts, config.evaluation, config.rollout.guidance, "held-out", embedder)
     except (ConfigError, PromptError, ModelError, RewardFailure) as error:
         sys.stderr.write(f"flow-grpo evaluate: {error}\n")
         return 1
     if options.out:
         outcome.save(options.out, "evaluation")
     sys.stdout.write(table(None, outcome.rewards) + "\n")
+    if outcome.diversity:
+        mean = sum(outcome.diversity.values()) / len(outcome.diversity)
+        sys.stdout.write(f"diversity        {mean:.3f} of {len(outcome.diversity)} prompts\n")
     return 0

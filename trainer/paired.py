@@ -66,3 +66,10 @@ def paired_rewards(before: dict[str, Any], after: dict[str, Any]) -> dict[str, P
         for name in names
     }
     return {name: difference for name, difference in differences.items() if difference is not None}
+
+
+def paired_diversity(before: dict[str, Any], after: dict[str, Any]) -> PairedDifference | None:
+    """The difference of the diversity of two saved evaluations, paired by prompt; None where one of them has none."""
+    old, new = before.get("diversity", {}), after.get("diversity", {})
+    prompts = [prompt for prompt in old if prompt in new]
+    return paired_difference([old[prompt] for prompt in prompts], [new[prompt] for prompt in prompts])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from trainer.before_after import data_uri, gallery
 from trainer.charts import line_chart
-from trainer.paired import PairedDifference, paired_rewards
+from trainer.paired import PairedDifference, paired_diversity, paired_rewards
 from trainer.tracking import read_metrics
 
 _MISSING = "missing"
@@ -136,6 +136,8 @@ def _tables(run: Recorded) -> str:
         return "\n".join(parts)
     differences = paired_rewards(before, after) if before and after else {}
     parts.extend(_table(name, before, after, differences.get(name)) for name in latest["rewards"])
+    if before and after and (spread := paired_diversity(before, after)):
+        parts.append("<h3>diversity</h3>" + _difference(spread, "prompts, mean cosine distance of their images"))
     return "\n".join(parts)
 
 
@@ -158,16 +160,19 @@ def _table(
     ]
     note = _missing(f"Missing and left out of the means: {' and '.join(lost)}.") if lost else ""
     if difference is not None:
-        words = (
-            f"Paired difference of {difference.pairs} images: {difference.mean:+.3f}, 95 % interval "
-            f"{difference.low:+.3f} to {difference.high:+.3f}; one standard deviation before is "
-            f"{difference.deviation:.3f}."
-        )
-        note += f'<p class="quiet">{words}</p>'
+        note += _difference(difference, "images")
     return (
         f'<h3>{escape(name)}</h3><div class="wide"><table><thead><tr><th>task</th><th>before</th><th>after</th>'
         f"<th>difference</th><th>images</th></tr></thead><tbody>{body}</tbody><tfoot>{foot}</tfoot></table></div>{note}"
     )
+
+
+def _difference(found: PairedDifference, what: str) -> str:
+    words = (
+        f"Paired difference of {found.pairs} {what}: {found.mean:+.3f}, 95 % interval {found.low:+.3f} to "
+        f"{found.high:+.3f}; the standard deviation before is {found.deviation:.3f}."
+    )
+    return f'<p class="quiet">{escape(words)}</p>'
 
 
 def _row(task: str, old: float | None, new: float | None, images: int) -> str:

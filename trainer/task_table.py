@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reward_api import Outcome, Score
 from tiny_world.prompts import TASKS
-from trainer.paired import paired_rewards
+from trainer.paired import paired_diversity, paired_rewards
 
 _MEAN = "mean of tasks"
 
@@ -90,15 +90,18 @@ def table(before: Mapping[str, RewardSummary] | None, after: Mapping[str, Reward
 
 
 def saved_table(folder: Path) -> str:
-    """The table of the evaluations ``before`` and ``after`` that were saved into ``folder``, with paired differences."""
+    """The table of the evaluations ``before`` and ``after`` saved into ``folder``, with paired differences."""
     saved = [json.loads((folder / f"{label}.json").read_text()) for label in ("before", "after")]
     before, after = (
         {name: RewardSummary(**reward) for name, reward in evaluation["rewards"].items()} for evaluation in saved
     )
-    differences = [f"{name:<16} {difference}" for name, difference in paired_rewards(*saved).items()]
-    if not differences:
-        return table(before, after)
-    return "\n".join([table(before, after), "paired difference of images [95 % interval]", *differences])
+    lines = [table(before, after)]
+    if differences := paired_rewards(*saved):
+        lines.append("paired difference of images [95 % interval]")
+        lines.extend(f"  {name:<14} {difference}" for name, difference in differences.items())
+    if difference := paired_diversity(*saved):
+        lines.append(f"diversity, paired difference of prompts\n  {'1 - cos':<14} {difference}")
+    return "\n".join(lines)
 
 
 def counted_table(tallies: Mapping[str, Tally]) -> str:

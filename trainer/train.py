@@ -19,7 +19,7 @@ from trainer import advantages as adv
 from trainer.checkpoint import CheckpointError, Checkpoints, restore
 from trainer.config import ConfigError, TrainConfig, load_config
 from trainer.ema import MovingAverage
-from trainer.evaluate import Evaluation, evaluate
+from trainer.evaluate import Evaluation, evaluate, evaluation_embedder
 from trainer.grids import Sample, save_grid
 from trainer.models.sd3 import SD3, Conditioning, ModelError
 from trainer.prompt_records import PromptError
@@ -56,6 +56,7 @@ class Run:
         self.update = PolicyUpdate(self.model, self.average, config.rollout, config.loss, config.optimizer)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.unconditional = self.model.encode([""]) if config.rollout.guidance > 1 else None
+        self.embedder = evaluation_embedder(config.evaluation, self.model)
         self.epochs_done = 0
 
     def _rewards_needed(self) -> set[str]:
@@ -153,7 +154,13 @@ class Run:
         config = self.config
         with self.average.applied():
             outcome = evaluate(
-                self.model, self.scorer, self.held_out, config.evaluation, config.rollout.guidance, label
+                self.model,
+                self.scorer,
+                self.held_out,
+                config.evaluation,
+                config.rollout.guidance,
+                label,
+                self.embedder,
             )
         outcome.save(self.folder / "evaluation", label)
         return outcome

@@ -36,7 +36,7 @@ def test_a_missing_result_leaves_its_pair_out():
     assert found is not None
     assert (found.mean, found.pairs) == (0.75, 2)
     assert paired_difference([0.0, None], [1.0, 1.0]) is None
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="argument 2 is longer"):
         paired_difference([0.0], [1.0, 1.0])
 
 
@@ -45,7 +45,7 @@ def evaluation(prompts: str, **rewards: list[float]) -> dict[str, object]:
         {"prompt": prompt, "scores": {name: column[row] for name, column in rewards.items()}}
         for row, prompt in enumerate(prompts)
     ]
-    return {"rewards": dict.fromkeys(rewards, {}), "items": items}
+    return {"rewards": {name: {} for name in rewards}, "items": items}
 
 
 def test_rewards_of_both_evaluations_are_paired_by_place():
