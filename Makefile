@@ -9,7 +9,7 @@ MMDET := .venv-mmdet
 PADDLE := .venv-paddle
 PEERS := benchmarks/.venv
 
-.PHONY: help install demo test unit integration faults test-mmdet test-paddle check format fuzz soak bench-gateway clean
+.PHONY: help install demo test unit integration faults test-mmdet test-paddle test-postgresql check format fuzz soak bench-gateway clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,10 @@ $(PADDLE)/.installed: pyproject.toml constraints-paddle.txt
 
 test-paddle: $(PADDLE)/.installed ## PaddleOCR on Paddle weights from a wheel
 	$(PADDLE)/bin/python -m pytest -m paddle tests/integration/test_ocr_paddle.py
+
+test-postgresql: $(INSTALLED) ## the table of jobs on a PostgreSQL server started for it
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[postgresql]'
+	tests/with_postgresql.sh $(BIN)/python -m pytest -k 'postgresql' tests/unit/test_jobs_table.py tests/integration/test_jobs.py
 
 check: $(INSTALLED) ## linter, formatter, types, import arrows
 	$(BIN)/ruff check .

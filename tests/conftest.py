@@ -1,9 +1,10 @@
 """What all tests share: one thread a process, no network, and a tiny random Stable Diffusion 3 pipeline."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import hypothesis
 import pytest
@@ -39,6 +40,24 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         last.bias.data.fill_(0.5)
     pipe.save_pretrained(folder / "pipeline")
     return folder / "pipeline"
+
+
+@pytest.fixture
+def postgresql_schema() -> Iterator[str | None]:
+    """The URL of an empty schema in the database that TEST_POSTGRESQL names; None where it names none."""
+    server = os.environ.get("TEST_POSTGRESQL")
+    if not server:
+        yield None
+        return
+    from sqlalchemy import create_engine, text
+
+    schema, engine = f"jobs_{uuid4().hex}", create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+    yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{schema}"
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+    engine.dispose()
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from job_tables import VERSIONS, Tables, broken, right_outcomes, right_score, stored
-from sqlalchemy import create_engine, func, select, text, update
+from sqlalchemy import func, select, update
 
 from gateway.jobs.job import JobState
 from gateway.jobs.ledger import PAGE_ITEMS, KeyReused
@@ -18,21 +18,14 @@ from reward_api import ItemError, Score
 pytestmark = pytest.mark.unit
 
 Make = Callable[..., Tables]
-POSTGRESQL = os.environ.get("TEST_POSTGRESQL", "")  # postgresql+psycopg://... of a database to make schemas in
 
 
-@pytest.fixture(params=["sqlite", "postgresql"] if POSTGRESQL else ["sqlite"])
-def database(request: pytest.FixtureRequest, tmp_path) -> Iterator[str]:
+@pytest.fixture(params=["sqlite", "postgresql"] if os.environ.get("TEST_POSTGRESQL") else ["sqlite"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-        return
-    schema, engine = f"jobs_{uuid4().hex}", create_engine(POSTGRESQL)
-    with engine.begin() as connection:
-        connection.execute(text(f"CREATE SCHEMA {schema}"))
-    yield f"{POSTGRESQL}{'&' if '?' in POSTGRESQL else '?'}options=-csearch_path%3D{schema}"
-    with engine.begin() as connection:
-        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-    engine.dispose()
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    url: str = request.getfixturevalue("postgresql_schema")
+    return url
 
 
 @pytest.fixture
