@@ -154,6 +154,8 @@ class AdvantageConfig(Section):
 
 class OptimizerConfig(Section):
     learning_rate: float = Field(3e-4, gt=0)
+    decay: bool = False
+    """Let the learning rate fall linearly to 0 over the run's optimizer steps; false keeps it, as the paper does."""
     weight_decay: float = Field(1e-4, ge=0)
     beta2: float = Field(0.999, gt=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
@@ -174,6 +176,9 @@ class RewardConfig(Section):
     """Deadline of one group's scoring, retries included."""
     max_missing: float = Field(0.05, ge=0, lt=1)
     """Share of an epoch's scores that may be missing; above it the run stops and says which reward failed."""
+    details: dict[str, str] = {}
+    """Rewards trained on by a number or truth value of their details instead of the score: ``{geneval: correct}``
+    takes GenEval's verdict."""
 
 
 class EvaluationConfig(Section):

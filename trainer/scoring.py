@@ -1,9 +1,10 @@
 """Asynchronous rewards: images are scored on a background thread while the next ones are drawn."""
 
 import asyncio
+import math
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_api import Item, ItemError, Outcome, RewardClient, RewardInfo, RewardRejected, RewardUnavailable
+from reward_api import Item, ItemError, Outcome, RewardClient, RewardInfo, RewardRejected, RewardUnavailable, Score
 from trainer.config import RewardConfig
 from trainer.prompts import Prompt
 
@@ -124,8 +125,16 @@ class RewardTable:
             raise RewardFailure(f"more than {most:.0%} of the scores are missing; " + "; ".join(faults))
 
 
-def tabulate(outcomes: Sequence[Sequence[dict[str, Outcome]]], prompts: Sequence[Prompt]) -> RewardTable:
-    """Arranges outcomes by slot and image. A reward a prompt did not ask for stays NaN and is not counted missing."""
+def tabulate(
+    outcomes: Sequence[Sequence[dict[str, Outcome]]],
+    prompts: Sequence[Prompt],
+    details: Mapping[str, str] | None = None,
+) -> RewardTable:
+    """Arranges outcomes by slot and image. A reward a prompt did not ask for stays NaN and is not counted missing.
+
+    ``details`` names for some rewards the detail that is taken instead of the score; an answer without it is missing.
+    """
+    details = details or {}
     size = len(outcomes[0])
     names = sorted({name for prompt in prompts for name in prompt.rewards})
     table = RewardTable(
@@ -139,9 +148,18 @@ def tabulate(outcomes: Sequence[Sequence[dict[str, Outcome]]], prompts: Sequence
             for name in prompt.rewards:
                 table.asked[name] += 1
                 outcome = answer.get(name, ItemError("no_answer", f"the answer holds no {name}"))
+                if name in details and isinstance(outcome, Score):
+                    outcome = _detail(outcome, details[name])
                 if isinstance(outcome, ItemError):
                     table.missing[name] += 1
                     table.causes.setdefault(name, f"{outcome.code}: {outcome.message} (prompt {prompt.text!r})")
                 else:
                     table.scores[name][slot, image] = outcome.score
     return table
+
+
+def _detail(answer: Score, name: str) -> Outcome:
+    value = answer.details.get(name)
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        return Score(float(value))
+    return ItemError("no_detail", f"the answer's details hold {value!r} as {name!r}, which is no finite number")

@@ -53,7 +53,9 @@ class Run:
         scorer.require(self._rewards_needed())
         self.model = SD3(config.model, config.lora, config.seed)
         self.average = MovingAverage(self.model.lora_parameters(), config.optimizer.ema_decay)
-        self.update = PolicyUpdate(self.model, self.average, config.rollout, config.loss, config.optimizer)
+        self.update = PolicyUpdate(
+            self.model, self.average, config.rollout, config.loss, config.optimizer, config.epochs
+        )
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.unconditional = self.model.encode([""]) if config.rollout.guidance > 1 else None
         self.embedder = evaluation_embedder(config.evaluation, self.model)
@@ -78,7 +80,7 @@ class Run:
         drawn = time.monotonic()
         outcomes = self._outcomes(rollouts, pending, number)
         collected = time.monotonic()
-        rewards = tabulate(outcomes, prompts)
+        rewards = tabulate(outcomes, prompts, config.rewards.details)
         rewards.check(config.rewards.max_missing)
         weights = [prompt.rewards for prompt in prompts]
         advantage_SG = adv.advantages(rewards.scores, weights, config.advantages)

@@ -45,10 +45,16 @@ class UpdateStatistics:
 
 
 class PolicyUpdate:
-    """Owns the optimizer; one ``run`` is one epoch's update."""
+    """Owns the optimizer; one ``run`` is one epoch's update, of ``epochs`` in all."""
 
     def __init__(
-        self, model: SD3, average: MovingAverage, rollout: RolloutConfig, loss: LossConfig, config: OptimizerConfig
+        self,
+        model: SD3,
+        average: MovingAverage,
+        rollout: RolloutConfig,
+        loss: LossConfig,
+        config: OptimizerConfig,
+        epochs: int,
     ) -> None:
         self._model, self._average = model, average
         self._rollout, self._loss, self._config = rollout, loss, config
@@ -59,6 +65,14 @@ class PolicyUpdate:
             weight_decay=config.weight_decay,
         )
         self.steps_done = 0
+        self._steps_in_all = epochs * config.updates_per_epoch
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next optimizer step: a function of the steps done, so that a resumed run repeats it."""
+        if not self._config.decay:
+            return self._config.learning_rate
+        return self._config.learning_rate * max(0.0, 1.0 - self.steps_done / self._steps_in_all)
 
     def run(self, rollouts: Sequence[Rollout], advantages_SG: NDArray[np.float64]) -> UpdateStatistics:
         """``updates_per_epoch`` optimizer steps, each over an equal share of the batches and all their transitions."""
@@ -85,6 +99,7 @@ class PolicyUpdate:
         norm = torch.nn.utils.clip_grad_norm_(self._model.lora_parameters(), self._config.grad_clip)
         if not torch.isfinite(norm):
             raise TrainingFailure(f"the gradient's norm is {norm.item()} at optimizer step {self.steps_done}")
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps_done += 1

@@ -31,7 +31,7 @@ class Run:
     def __init__(self, model: SD3) -> None:
         self.model = model
         self.average = MovingAverage(model.lora_parameters(), OPTIMIZER.ema_decay)
-        self.update = PolicyUpdate(model, self.average, ROLLOUT, LossConfig(), OPTIMIZER)
+        self.update = PolicyUpdate(model, self.average, ROLLOUT, LossConfig(), OPTIMIZER, epochs=10)
         self.images: np.ndarray = np.zeros(0)
 
     def epoch(self, number: int) -> None:

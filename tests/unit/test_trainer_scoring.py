@@ -73,6 +73,22 @@ def test_missing_scores_are_nan_counted_and_their_first_cause_kept():
     assert all(part in cause for part in ("scorer_failed", "the detector ran out of memory", "a ring"))
 
 
+def test_a_detail_can_be_trained_on_instead_of_the_score():
+    answers = [
+        Score(0.5, {"correct": False}),
+        Score(1.0, {"correct": True}),
+        Score(0.7, {"correct": 0.25}),
+        Score(0.7, {"correct": "yes"}),
+        Score(0.7, {}),
+    ]
+    both = [{"geneval": answer, "ocr": Score(0.1, {"correct": True})} for answer in answers]
+    table = tabulate([both], [SIGN], {"geneval": "correct"})
+    np.testing.assert_array_equal(table.scores["geneval"], [[0.0, 1.0, 0.25, np.nan, np.nan]])
+    np.testing.assert_array_equal(table.scores["ocr"], [[0.1] * 5])
+    assert table.missing == {"geneval": 2, "ocr": 0}
+    assert "'yes' as 'correct'" in table.causes["geneval"]
+
+
 def test_an_answer_without_the_reward_says_so():
     table = tabulate([[{"ocr": Score(1.0)}]], [RING])
     assert "no geneval" in table.causes["geneval"]

@@ -62,7 +62,7 @@ def prepare(
         text = model.encode([PROMPTS[slot] for slot in slots])
         steps = range(config.steps - 1)
         rollouts.append(roll_out(model, text, empty, slots, config, loss.log_prob, steps, seed=3, epoch=0))
-    return Setting(model, PolicyUpdate(model, average, config, loss, tuning), average, rollouts, config)
+    return Setting(model, PolicyUpdate(model, average, config, loss, tuning, epochs=4), average, rollouts, config)
 
 
 def differs(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
@@ -326,3 +326,20 @@ def test_metrics_are_means_over_the_terms():
         "policy/first_log_ratio": 0.1,
         "policy/gradient_norm": 2.0,
     }
+
+
+# The learning rate
+
+
+def test_the_learning_rate_falls_to_zero_over_the_runs_steps_or_stays(make_model: Make):
+    falling = prepare(make_model(), optimizer={"decay": True, "updates_per_epoch": 2})
+    rates = []
+    for _ in range(4):
+        rates.append(falling.update.learning_rate)
+        falling.run()
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    assert falling.update.learning_rate == 0.0
+    assert falling.update.optimizer.param_groups[0]["lr"] == pytest.approx(0.125e-3)  # of the eighth of eight steps
+    kept = prepare(make_model())
+    kept.run()
+    assert kept.update.learning_rate == 1e-3
