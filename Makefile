@@ -50,7 +50,7 @@ $(MMDET)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test-mmdet: $(MMDET)/.installed ## the detector against mmdet itself, in an environment of its own
-	$(MMDET)/bin/python -m pytest tests/mmdet
+	$(MMDET)/bin/python -m pytest -s tests/mmdet
 
 $(PEERS)/.installed:
 	@echo "installing the peers into $(PEERS), a few minutes"

@@ -48,6 +48,40 @@ def save_random_clip(folder: Path, size: str, *, processor: bool = True) -> None
         save_processor(folder, size)
 
 
+def save_random_open_clip(path: Path, size: str) -> None:
+    """A checkpoint in open_clip's layout, as HPS publishes its own."""
+    import torch
+
+    measures = SIZES[size]
+    (text, vision), projection = (measures[tower][0] for tower in ("text", "vision")), measures["projection"]
+    patch, side = measures["patch"], measures["image"] // measures["patch"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "logit_scale": (),
+        "text_projection": (text, projection),
+        "positional_embedding": (77, text),
+        "token_embedding.weight": (len(vocabulary(size)), text),
+        "visual.proj": (vision, projection),
+        "visual.class_embedding": (vision,),
+        "visual.positional_embedding": (side**2 + 1, vision),
+        "visual.conv1.weight": (vision, 3, patch, patch),
+    }
+    for norm, width in (("ln_final", text), ("visual.ln_pre", vision), ("visual.ln_post", vision)):
+        shapes |= {f"{norm}.{kind}": (width,) for kind in ("weight", "bias")}
+    for prefix, (width, inner, layers, _) in (("", measures["text"]), ("visual.", measures["vision"])):
+        matrices = {"attn.out_proj": (width, width), "mlp.c_fc": (inner, width), "mlp.c_proj": (width, inner)}
+        block: dict[str, tuple[int, ...]] = {
+            "attn.in_proj_weight": (3 * width, width),
+            "attn.in_proj_bias": (3 * width,),
+        }
+        block |= {f"{norm}.{kind}": (width,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+        for name, shape in matrices.items():
+            block |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+        for layer in range(layers):
+            shapes |= {f"{prefix}transformer.resblocks.{layer}.{name}": shape for name, shape in block.items()}
+    generator = torch.Generator().manual_seed(0)
+    torch.save({name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}, path)
+
+
 def clip_config(size: str) -> Any:
     """The CLIPConfig of a size of `SIZES`."""
     from transformers import CLIPConfig

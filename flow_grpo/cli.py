@@ -37,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 after a failure, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
+    for client in ("httpx", "httpx2"):  # they report every request, httpx2 those of the hub's client
+        logging.getLogger(client).setLevel(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its remarks on absent torchvision, which nothing needs
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # every retry, twice; what came of them is told at the end
     try:
         if arguments and arguments[0] in DELEGATED:
             return _delegate(arguments[0], arguments[1:])

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from reward_api import Item, Outcome
+from reward_services.devices import chosen_device, chosen_dtype
 from reward_services.weights import WeightsError, fetch, first_line
 
 CLIP_L = "openai/clip-vit-large-patch14"
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 TEXT_TOKENS = 77
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _LONGEST = 16  # sides in a longer ratio are cropped before they are resized
 
 
@@ -118,24 +118,6 @@ def prepared(model: Any, tokenizer: Any, image_processor: Any, *, device: str = 
     return Clip(
         model.eval().requires_grad_(False).to(chosen, chosen_dtype(dtype, chosen)), tokenizer, image_processor, scale
     )
-
-
-def chosen_device(name: str) -> torch.device:
-    """The torch device of that name, by default cuda where there is one. Raises ValueError."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device={name!r} is no torch device") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name!r}: torch finds no CUDA device here")
-    return device
-
-
-def chosen_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of that name, by default float16 on cuda and float32 elsewhere. Raises ValueError."""
-    if name and name not in DTYPES:
-        raise ValueError(f"dtype={name!r}: must be one of {', '.join(DTYPES)}")
-    return DTYPES[name or ("float16" if device.type == "cuda" else "float32")]
 
 
 class ClipScorer(ABC):

@@ -40,9 +40,20 @@ class ServiceMetrics:
         )
 
         self.inflight_batches = Gauge(
-            "reward_inflight_batches", "Batches being scored", ["replica"], registry=self.registry
+            "reward_inflight_batches",
+            "Batches being scored",
+            ["replica"],
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
-        self.replica_up = Gauge("reward_replica_up", "1 while the scorer is ready", ["replica"], registry=self.registry)
+        # Of each worker by itself, with its process id.
+        self.replica_up = Gauge(
+            "reward_replica_up",
+            "1 while the scorer is ready",
+            ["replica"],
+            registry=self.registry,
+            multiprocess_mode="liveall",
+        )
         self.retries = Counter("reward_retries_total", "Batches scored once more", ["reason"], registry=self.registry)
 
     def render(self) -> bytes:

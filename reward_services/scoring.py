@@ -84,7 +84,7 @@ class ScorerThread:
         self._items_per_s = 0.0
         self._changed = threading.Condition()
         self._stopping = False
-        metrics.replica_up.labels("self").set_function(lambda: float(self.not_ready is None))
+        metrics.replica_up.labels("self").set(0)
         self._thread = threading.Thread(target=self._run, name=f"scorer-{scorer.name}", daemon=True)
 
     def start(self) -> None:
@@ -99,6 +99,7 @@ class ScorerThread:
         with self._changed:
             self._stopping = True
             self.not_ready = self.failure or "the service is stopping"
+            self._metrics.replica_up.labels("self").set(0)
             leftover = list(self._queue)
             self._queue.clear()
             self._bytes = 0
@@ -166,6 +167,7 @@ class ScorerThread:
         with self._changed:
             if not self._stopping:
                 self.not_ready = not_ready
+                self._metrics.replica_up.labels("self").set(not_ready is None)
 
     def _next_batch(self) -> list[_Ticket] | None:
         """The next items still wanted, empty if all of those taken have expired; None when stopping."""

@@ -1,8 +1,9 @@
 """Weights from this machine or the Hugging Face hub; every fault in one sentence that says what to do."""
 
 import re
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,9 @@ def fetch(source: str, name: str) -> Path | None:
     if Path(source).is_file():
         raise WeightsError(f"{source} is a file: give the directory that holds it")
     if not _HUB_ID.fullmatch(source):
-        raise WeightsError(f"there is no directory {source}")
+        raise WeightsError(
+            f"there is no directory {source}: name one that is there, or a hub id (ORGANISATION/REPOSITORY)"
+        )
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -64,7 +67,9 @@ def fetch_file(place: str) -> Path:
         return Path(place)
     repository, _, name = place.rpartition("/")
     if not _HUB_ID.fullmatch(repository):
-        raise WeightsError(f"there is no file {place}")
+        raise WeightsError(
+            f"there is no file {place}: name one that is there, or ORGANISATION/REPOSITORY/FILE of the hub"
+        )
     path = fetch(repository, name)
     if path is None:
         raise WeightsError(f"{repository} has no file {name}")
@@ -80,18 +85,29 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickle protocols on its way to refusing a file
+            is_plain = path.suffix == ".safetensors"
+            state: Any = load_file(path) if is_plain else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, SafetensorError...: all say that the file is no good
-        raise WeightsError(f"{path} cannot be read as weights: {first_line(error)}") from error
+        raise WeightsError(
+            f"{path} cannot be read as weights ({_reason(error)}): it is damaged or something else, take it from its "
+            "source again"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no table of tensors")
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise WeightsError(f"{path} holds no table of tensors: it is no checkpoint of weights alone")
     return state
 
 
 def first_line(error: BaseException) -> str:
     """An exception's message, cut at its first line break."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def _reason(error: Exception) -> str:
+    """torch wraps the reason in advice on how to load the file all the same, which would execute it."""
+    return first_line(error.__context__ or error).partition(" Please use")[0].partition(". ")[0].removesuffix(".")

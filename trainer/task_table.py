@@ -128,6 +128,7 @@ def _figure(number: float | None) -> str:
 
 
 def _block(name: str, header: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    lines = [f"{name:<16}" + "".join(f"{title:>9}" for title in header)]
-    lines += [f"  {task:<14}" + "".join(f"{cell:>9}" for cell in cells) for task, cells in rows.items()]
+    width = max(16, len(name), *(len(task) + 2 for task in rows))
+    lines = [f"{name:<{width}}" + "".join(f"{title:>9}" for title in header)]
+    lines += [f"  {task:<{width - 2}}" + "".join(f"{cell:>9}" for cell in cells) for task, cells in rows.items()]
     return "\n".join(lines)

@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 
-from reward_services.weights import WeightsError, first_line
+from reward_services.weights import WeightsError, read_tensors
+
+PUBLISHED = (
+    "https://download.openmmlab.com/mmdetection/v2.0/mask2former/mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco/"
+    "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth"
+)
+"""GenEval's detector, as mmdet publishes it."""
 
 
 class _Inert:
@@ -42,18 +48,7 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"there is no checkpoint file {path}")
-    try:
-        with torch.serialization.safe_globals([(_Inert, name) for name in _LEFT_BEHIND]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # UnpicklingError, RuntimeError, EOFError...: all say that the file is no good
-        raise WeightsError(f"{path} cannot be read as a checkpoint of weights: {_reason(error)}") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no state dict of tensors")
+        raise WeightsError(f"there is no checkpoint file {path}: GenEval's is {PUBLISHED}")
+    with torch.serialization.safe_globals([(_Inert, name) for name in _LEFT_BEHIND]):
+        state = read_tensors(path)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _reason(error: Exception) -> str:
-    """torch wraps the reason in advice on how to load the file all the same, which would execute it."""
-    return first_line(error.__context__ or error).partition(" Please use")[0]

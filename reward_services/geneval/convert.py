@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from reward_services.geneval.checkpoint import read_checkpoint
+from reward_services.geneval.checkpoint import PUBLISHED, read_checkpoint
 from reward_services.geneval.conversion import State, configuration, transformers_state
 from reward_services.weights import WeightsError
 
@@ -19,11 +19,17 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     try:
         convert(args.checkpoint, args.out)
-    except (WeightsError, OSError) as error:
-        print(f"flow-grpo: convert-detector: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+    except WeightsError as error:
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(f"{args.out} cannot be written ({error.strerror}): name a directory that can be")
     print(f"wrote {args.out}: flow-grpo serve geneval --option detector=mask2former --option model={args.out}")  # noqa: T201
     return 0
+
+
+def _complain(message: str) -> int:
+    print(f"flow-grpo: convert-detector: {message}", file=sys.stderr)  # noqa: T201
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Converts GenEval's detector, mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco, into a "
         "directory of safetensors and configuration that needs neither mmdet nor mmcv. Nothing in the checkpoint is "
         "executed.",
+        epilog=f"The checkpoint: {PUBLISHED}",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the .pth file, of mmdet 2 or 3")
     parser.add_argument("out", type=Path, metavar="OUT", help="a directory that does not exist yet, or is empty")

@@ -31,6 +31,8 @@ def instances(
     flat = probability_QC.flatten()
     probability, pair = flat.topk(min(MOST_DETECTIONS, len(flat)), sorted=False)
     pair, probability = pair[probability > min_score], probability[probability > min_score]
+    if not len(pair):
+        return []
     query, label = pair // len(classes), pair % len(classes)
     seen, place = query.unique(return_inverse=True)
     logits_NHW = unpaint(mask_logits[seen].float(), canvas)

@@ -5,10 +5,12 @@ Shapes: B images, Q queries, C classes, H by W pixels.
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from reward_services.devices import chosen_device
 from reward_services.geneval.canvas import Canvas, paint
 from reward_services.geneval.coco import CLASSES
 from reward_services.geneval.detector import Detection, Image
@@ -30,7 +32,7 @@ class Mask2FormerDetector:
         self, model: str, *, device: str = "", half: bool = True, images_at_once: int = 0, min_score: float = -1.0
     ) -> None:
         self.model = model
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = chosen_device(device)
         self.half = half and self.device.type == "cuda"
         self.images_at_once = images_at_once or (8 if self.device.type == "cuda" else 1)
         self.min_score = min_score
@@ -63,6 +65,8 @@ def load_mask2former(source: str) -> Any:
     """The Mask2FormerForUniversalSegmentation of a directory or hub id, in float32. Raises WeightsError."""
     from transformers import Mask2FormerForUniversalSegmentation
 
+    if Path(source).is_file():
+        raise WeightsError(f"{source} is a file: make a directory of it with flow-grpo convert-detector {source} OUT")
     config = fetch(source, "config.json")
     if config is None:
         raise WeightsError(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from reward_services.devices import chosen_device
 from reward_services.geneval.checkpoint import read_checkpoint
 from reward_services.geneval.coco import CLASSES
 from reward_services.geneval.conversion import configuration, mmdet_3_names
@@ -39,7 +39,7 @@ class MmdetDetector:
 
     def __init__(self, model: str, *, device: str = "", min_score: float = -1.0) -> None:
         self.model = model
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = str(chosen_device(device))
         self.min_score = min_score
         self._loaded: Any = None
 

@@ -116,6 +116,8 @@ def read_judge(path: str = "", preset: str = "", **chosen: str) -> JudgeConfig:
         return JudgeConfig.model_validate(settings)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        if not named and any(fault["type"] == "missing" for fault in error.errors()):
+            faults += f"; a preset ({', '.join(PRESETS)}) brings all but base_url and model"
         raise ValueError(f"{where}: {faults}") from error
 
 

@@ -148,6 +148,9 @@ def test_the_service_is_ready_when_all_workers_are(start: Start, tmp_path: Path)
     gate.touch()
     until(lambda: readiness(url).status_code == 200)
     assert [readiness(url).status_code for _ in range(6)] == [200] * 6
+    metrics = httpx.get(f"{url}/metrics", trust_env=False, timeout=30).text
+    ups = [line.split()[-1] for line in metrics.splitlines() if line.startswith("reward_replica_up{")]
+    assert ups == ["1.0"] * 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -176,8 +176,9 @@ class Opens:
 
 def test_a_checkpoint_is_read_without_running_anything(tmp_path: Path) -> None:
     torch.save({"a": Opens(tmp_path / "ran")}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match=r"evil.pth cannot be read as weights"):
+    with pytest.raises(WeightsError, match=r"evil.pth cannot be read as weights") as caught:
         read_tensors(tmp_path / "evil.pth")
+    assert "weights_only" not in str(caught.value), "no advice to run it"
     assert not (tmp_path / "ran").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -142,22 +143,29 @@ class Trap:
 def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     file, trace = tmp_path / "trap.pth", tmp_path / "sprung"
     torch.save({"state_dict": {}, "meta": Trap(f"touch {trace}")}, file)
-    with pytest.raises(WeightsError, match="cannot be read as a checkpoint of weights") as refused:
+    with pytest.raises(WeightsError, match=r"cannot be read as weights .*GLOBAL posix\.system") as refused:
         read_checkpoint(file)
     assert not trace.exists()
     assert "weights_only" not in str(refused.value)
 
 
 def test_files_that_are_no_checkpoint_are_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    garbage, list_, empty = tmp_path / "garbage.pth", tmp_path / "list.pth", tmp_path / "empty.pth"
+    names = ("garbage", "list", "empty", "torn", "old_trap", "numbered")
+    garbage, list_, empty, torn, old_trap, numbered = (tmp_path / f"{name}.pth" for name in names)
     garbage.write_bytes(b"<html>404</html>" * 10)
     torch.save([1, 2], list_)
+    torn.write_bytes(list_.read_bytes()[:-30])
+    old_trap.write_bytes(pickle.dumps(Trap(f"touch {tmp_path / 'sprung'}"), protocol=4))
+    torch.save({1: torch.zeros(1)}, numbered)
     empty.touch()
     cases = {
         tmp_path / "absent.pth": "there is no checkpoint file",
-        garbage: "cannot be read as a checkpoint",
-        empty: "cannot be read as a checkpoint",
-        list_: "holds no state dict",
+        garbage: "it is damaged or something else, take it from its source again",
+        empty: "it is damaged or something else, take it from its source again",
+        torn: "failed finding central directory): it is damaged",
+        old_trap: "it is damaged or something else",
+        list_: "holds no table of tensors",
+        numbered: "holds no table of tensors",
     }
     for file, words in cases.items():
         assert main(["convert-detector", str(file), str(tmp_path / "out")]) == 1
@@ -165,6 +173,7 @@ def test_files_that_are_no_checkpoint_are_refused_in_a_line(tmp_path: Path, caps
         assert words in line
         assert str(file) in line
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize(
@@ -192,3 +201,13 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "out" / "notes.txt").touch()
     assert main(["convert-detector", "any.pth", str(tmp_path / "out")]) == 1
     assert "not an empty directory" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": state}, tmp_path / "detector.pth")
+    (tmp_path / "file").touch()
+    assert main(["convert-detector", str(tmp_path / "detector.pth"), str(tmp_path / "file" / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'file' / 'out'} cannot be written" in line

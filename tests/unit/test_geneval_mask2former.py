@@ -10,12 +10,15 @@ import pytest
 import torch
 from drawn_weights import drawn_weights
 
+from benchmarks.random_clip import save_random_clip
+from reward_api import Item, Score
 from reward_services.geneval.canvas import Canvas, paint, scaled_size, unpaint
 from reward_services.geneval.coco import CLASSES
 from reward_services.geneval.convert import save
 from reward_services.geneval.detector import Detection
 from reward_services.geneval.instances import bounding_boxes, instances
 from reward_services.geneval.mask2former import Mask2FormerDetector
+from reward_services.geneval.scorer import GenEvalScorer
 from reward_services.weights import WeightsError
 
 pytestmark = pytest.mark.unit
@@ -101,6 +104,28 @@ def test_a_minimal_score_only_leaves_out(folder: Path, found: list[list[Detectio
         assert np.array_equal(one.mask, other.mask)
 
 
+def test_an_image_without_any_object_has_no_detections(folder: Path, recorded: dict[str, Any]) -> None:
+    """As a gray image, which the service warms up with."""
+    assert Mask2FormerDetector(str(folder), device="cpu", min_score=0.999).detections([recorded["image_0"]]) == [[]]
+
+
+def test_a_scorer_whose_detector_sees_nothing_warms_up_and_scores(
+    state: dict[str, torch.Tensor], tmp_path: Path, recorded: dict[str, Any]
+) -> None:
+    blind = state["panoptic_head.cls_embed.bias"].clone()
+    blind[-1] += 50.0
+    save({**state, "panoptic_head.cls_embed.bias": blind}, tmp_path / "detector")
+    (tmp_path / "clip").mkdir()
+    save_random_clip(tmp_path / "clip", "tiny")
+    places = {"model": str(tmp_path / "detector"), "colors_model": str(tmp_path / "clip")}
+    scorer = GenEvalScorer(detector="mask2former", device="cpu", **places)
+    scorer.load()
+    scorer.warm_up()
+    (outcome,) = scorer.score([Item(recorded["image_0"], "a photo of a red apple")])
+    assert isinstance(outcome, Score)
+    assert (outcome.score, outcome.details["detections"]) == (0.0, [])
+
+
 def test_half_precision_stays_close(folder: Path, recorded: dict[str, Any]) -> None:
     """Autocast as on cuda, on a CPU: that nothing in the model refuses it."""
     half = Mask2FormerDetector(str(folder), device="cpu")
@@ -160,6 +185,7 @@ def test_confidence_is_class_probability_times_mean_probability_inside() -> None
     assert (dog.mask.sum(), dog.mask[4:10, 5:20].all()) == (90, True)
     assert found["cat", (0.0, 0.0, 0.0, 0.0)].score == 0.0
     assert [d.label for d in instances(class_logits, mask_logits, canvas, classes, min_score=0.3)] == ["dog"]
+    assert instances(class_logits, mask_logits, canvas, classes, min_score=0.99) == []
 
 
 def test_boxes_hold_all_pixels_of_a_mask() -> None:
@@ -193,6 +219,10 @@ def test_faults_of_a_model_are_one_sentence(folder: Path, tmp_path: Path) -> Non
     cases = {
         "missing": (str(tmp_path / "absent"), "there is no directory"),
         "empty": (str(tmp_path), "convert-detector"),
+        "checkpoint": (
+            str(RECORDING),
+            f"is a file: make a directory of it with flow-grpo convert-detector {RECORDING} OUT",
+        ),
         "offline": ("facebook/mask2former-swin-small-coco-instance", "HF_HUB_OFFLINE is set"),
     }
     for source, words in cases.values():

@@ -86,17 +86,6 @@ def test_a_precision_that_is_none() -> None:
         PickScoreScorer(dtype="int8")
 
 
-def test_a_device_that_is_none() -> None:
-    with pytest.raises(ValueError, match="device='gpu' is no torch device"):
-        PickScoreScorer(device="gpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none() -> None:
-    with pytest.raises(ValueError, match="device='cuda': torch finds no CUDA device here"):
-        PickScoreScorer(device="cuda")
-
-
 def test_information(clip: Path, scorer: PickScoreScorer) -> None:
     info = info_of(scorer)
     assert isinstance(info, RewardInfo)

@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flow_grpo.cli import REWARDS
+from reward_api import Item, Score
 from reward_services.ocr.scorer import OcrScorer
 from reward_services.registry import BUILT_IN, load_scorer
-from reward_services.scoring import info_of
+from reward_services.scoring import info_of, score_batch
 
 pytestmark = pytest.mark.unit
 
@@ -62,6 +64,21 @@ def test_every_built_in_reward_can_be_made(name: str) -> None:
 def test_a_class_in_the_working_directory(own_module: str) -> None:
     scorer = load_scorer(f"{own_module}:Constant", {"value": "2.5", "count": "3", "label": "y"})
     assert (scorer.value, scorer.count, scorer.label) == (2.5, 3, "y")  # type: ignore[attr-defined]
+
+
+def test_the_readmes_reward_of_ones_own_is_at_most_ten_lines_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    source = readme.partition("# sharpness.py\n")[2].partition("```")[0]
+    assert 0 < sum(bool(line.strip()) for line in source.splitlines()) <= 10
+    (tmp_path / "sharpness.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    edge = np.zeros((4, 2, 3), dtype=np.uint8)
+    edge[2:] = 30
+    outcomes = score_batch(load_scorer("sharpness:Sharpness", {}), [Item(edge, "x"), Item(0 * edge, "x")])
+    assert outcomes == [Score(10.0), Score(0.0)]
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,12 @@ def test_the_counted_table_has_genevals_order_and_counts_prompts_once():
     ]
 
 
+def test_figures_stand_under_their_titles_whatever_the_names():
+    tally = tallied(("prompt", "x", 0.25), ("a task of one's own", "y", 0.5))
+    for block in (counted_table({"jpeg_compressibility": tally}), counted_table({"ocr": tally})):
+        assert len({len(line) for line in block.splitlines()}) == 1
+
+
 def test_a_task_without_a_score_leaves_the_mean_open():
     tally = tallied(("colors", "a", 1.0), ("counting", "b", None))
     assert tally.unscored() == ["counting"]

@@ -287,5 +287,7 @@ def test_wrong_settings_are_named(tmp_path: Path, settings: dict[str, Any], word
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"base_url: Field required; model: Field required"):
         VlmJudgeScorer(preset="qwen_vl")
+    with pytest.raises(ValueError, match=r"a preset \(unified_reward, qwen_vl\) brings all but base_url and model"):
+        VlmJudgeScorer()
     with pytest.raises(ValueError, match=r"absent.yaml cannot be read"):
         VlmJudgeScorer(config=str(tmp_path / "absent.yaml"))
