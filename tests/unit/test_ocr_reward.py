@@ -3,8 +3,6 @@
 import itertools
 import math
 import random
-import time
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -221,11 +219,3 @@ def test_boxes_lie_on_the_text(reader: RapidReader) -> None:
     left, top, right, bottom = found.box
     assert 200 <= left < right <= 400
     assert 100 <= top < bottom <= 200
-
-
-def test_an_image_of_512_pixels_costs_less_than_150_ms_of_one_core(reader: RapidReader) -> None:
-    images: Sequence[np.ndarray] = [sign(word, 512, 70) for word in WORDS]
-    started = time.process_time()
-    for image in images:
-        reader.read(image)
-    assert (time.process_time() - started) / len(images) < 0.150
