@@ -64,7 +64,7 @@ class Connections:
     async def post(self, request: Request, timeout_s: float) -> Answer:
         """Raises OSError (TimeoutError included) or asyncio.IncompleteReadError."""
         async with asyncio.timeout(timeout_s):
-            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(*self._address)
+            reader, writer = self._reusable() or await asyncio.open_connection(*self._address)
             try:
                 writer.write(request.wire)
                 answer = await _read(reader)
@@ -76,6 +76,15 @@ class Connections:
         else:
             self._idle.append((reader, writer))
         return answer
+
+    def _reusable(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """The connection used last, those left out that the server has hung up on since."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def aclose(self) -> None:
         for _, writer in self._idle:
