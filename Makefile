@@ -9,7 +9,7 @@ MMDET := .venv-mmdet
 PADDLE := .venv-paddle
 PEERS := benchmarks/.venv
 
-.PHONY: help install demo test unit integration faults test-mmdet test-paddle test-postgresql check format fuzz soak bench-gateway clean
+.PHONY: help install demo test unit integration faults test-mmdet test-paddle test-postgresql test-docker check-docker check format fuzz soak bench-gateway clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -78,7 +78,21 @@ test-postgresql: $(INSTALLED) ## the table of jobs on a PostgreSQL server starte
 	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[postgresql]'
 	tests/with_postgresql.sh $(BIN)/python -m pytest -k 'postgresql' tests/unit/test_jobs_table.py tests/integration/test_jobs.py
 
-check: $(INSTALLED) ## linter, formatter, types, import arrows
+test-docker: $(INSTALLED) ## images, compose stack, replicas killed, jobs: needs a Docker Engine, and a while
+	$(BIN)/python -m pytest tests/docker
+
+# As far as hadolint and docker are there; neither needs an engine.
+check-docker: $(INSTALLED)
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint docker/*.Dockerfile; \
+	else echo "no hadolint: Dockerfiles are not checked"; fi
+	@if docker compose version >/dev/null 2>&1; then \
+	    for preset in tiny full; do for more in scale gpu mmdet; do \
+	        PRESET=$$preset docker compose -f docker-compose.yml -f docker-compose.$$more.yml --profile trainer \
+	            config --quiet || exit 1; \
+	    done; done; \
+	else echo "no docker compose: compose files are not checked"; fi
+
+check: $(INSTALLED) check-docker ## linter, formatter, types, import arrows, Dockerfiles, compose files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(client).setLevel(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its remarks on absent torchvision, which nothing needs
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # every retry, twice; what came of them is told at the end
+    if os.getpid() == 1:  # the first process of a container: without a handler the kernel would drop the signal
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if arguments and arguments[0] in DELEGATED:
             return _delegate(arguments[0], arguments[1:])
@@ -59,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="serve a reward, the gateway before several, or a worker for its jobs",
         description="Serves a reward or the gateway over HTTP, or works off its jobs, until SIGTERM or Ctrl-C. "
-        "The environment variable REWARD_TOKEN, where set, is asked of callers as bearer token; the gateway also takes "
-        "REWARD_CLIENT_TOKENS (NAME=TOKEN NAME=TOKEN) and REWARD_REPLICAS (REWARD=URL,URL REWARD=URL).",
+        "The environment variable REWARD_TOKEN, where set, is asked of callers as bearer token; without it only a "
+        "loopback address is served, unless REWARD_TRUST_NETWORK=1. The gateway also takes REWARD_CLIENT_TOKENS "
+        "(NAME=TOKEN NAME=TOKEN) and REWARD_REPLICAS (REWARD=URL,URL REWARD=URL).",
     )
     serve.add_argument(
         "target",
@@ -136,7 +140,7 @@ def _serve(args: argparse.Namespace) -> int:
         else:
             _serve_reward(args)
     except ModuleNotFoundError as error:
-        return _complain(_missing(error, args.target))
+        return _complain(_missing(error, "gateway" if is_worker else args.target))
     except (ValueError, OSError, ServiceFailed) as error:
         return _complain(f"serve {args.target}: {error}")
     return 0

@@ -19,6 +19,7 @@ from reward_api.handover import Handover
 KEEP_ALIVE_S = 120
 HEADERS_S = 10.0  # who has not sent the head of a request by then is hung up on
 DRAIN_S = 5.0
+TRUST_VARIABLE = "REWARD_TRUST_NETWORK"
 
 
 class ServiceFailed(RuntimeError):
@@ -151,9 +152,13 @@ class _Server(uvicorn.Server):
 
 
 def check_exposure(host: str, token: str | Mapping[str, str] | None) -> None:
-    """Raises ValueError for a host that others reach if nothing is asked of them."""
-    if token is None and not _is_loopback(host):
-        raise ValueError(f"refusing to serve {host} without a token: set REWARD_TOKEN or serve 127.0.0.1")
+    """Raises ValueError for a host that others reach if nothing is asked of them.
+
+    REWARD_TRUST_NETWORK=1 in the environment says that only friends do, as inside a network of containers.
+    """
+    if token is None and not _is_loopback(host) and os.environ.get(TRUST_VARIABLE) != "1":
+        choices = f"set REWARD_TOKEN, serve 127.0.0.1, or set {TRUST_VARIABLE}=1 where no stranger gets in"
+        raise ValueError(f"refusing to serve {host} without a token: {choices}")
 
 
 def announce(listener: socket.socket, ready_file: Path) -> None:

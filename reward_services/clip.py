@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from reward_api import Item, Outcome
 from reward_services.devices import chosen_device, chosen_dtype
 from reward_services.weights import WeightsError, fetch, first_line
+from tiny_world import resolve
 
 CLIP_L = "openai/clip-vit-large-patch14"
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -72,13 +73,14 @@ class Clip:
 
 
 def load_clip(source: str, *, processor: str = "", fallback: str = "", device: str = "", dtype: str = "") -> Clip:
-    """The CLIPModel of a directory or hub id.
+    """The CLIPModel of a directory, a hub id or ``tiny_world:FOLDER``.
 
     Tokenizer and image processor come from `processor`, by default from `source`, or where that lacks them from
     `fallback`. `device` and `dtype` are those of `chosen_device` and `chosen_dtype`. Raises WeightsError.
     """
     from transformers import CLIPModel
 
+    source = str(resolve(source))
     config = fetch(source, "config.json")
     kind = "" if config is None else _model_type(config)
     if kind != "clip":

@@ -2,3 +2,14 @@
 
 Nothing here scores an image; the figures on the model card come from ``flow-grpo evaluate``.
 """
+
+from pathlib import Path
+
+_PREFIX = "tiny_world:"
+
+
+def resolve(path: str) -> Path:
+    """``tiny_world:FOLDER/FILE`` lies inside the installed package; anything else is an ordinary path."""
+    if path.startswith(_PREFIX):
+        return Path(__file__).parent / path.removeprefix(_PREFIX)
+    return Path(path)

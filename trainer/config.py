@@ -1,12 +1,14 @@
 """A run's settings, read from a recipe (YAML) and ``--key=value`` overrides. Imports without torch."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+URL_VARIABLE = "REWARD_URL"
 DATASETS = "datasets:"
 """What the path of a Hugging Face dataset begins with."""
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -171,7 +173,7 @@ class RewardConfig(Section):
     """Where images are scored. A bearer token, if any, is read from the environment variable REWARD_TOKEN."""
 
     url: str = "http://127.0.0.1:8100"
-    """The gateway, or one reward service."""
+    """The gateway, or one reward service. The environment variable REWARD_URL wins over this."""
     timeout_s: float = Field(120.0, gt=0)
     """Deadline of one group's scoring, retries included."""
     max_missing: float = Field(0.05, ge=0, lt=1)
@@ -230,10 +232,13 @@ class TrainConfig(Section):
         return self
 
 
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(
+    recipe: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> TrainConfig:
     """Reads a recipe and applies ``--a.b=value`` overrides, whose values are YAML.
 
-    Raises ConfigError naming the recipe and every key at fault.
+    The variable REWARD_URL says where rewards are on this machine or network: it wins over the recipe's
+    ``rewards.url``, and an override over both. Raises ConfigError naming the recipe and every key at fault.
     """
     path = Path(recipe)
     try:
@@ -246,6 +251,8 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
         raise ConfigError(f"{path}: is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of settings")
+    if url := (environment or {}).get(URL_VARIABLE):
+        _apply(tree, f"--rewards.url={json.dumps(url)}")
     for override in overrides:
         _apply(tree, override)
     try:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tiny_world import resolve
 from trainer.models.sd3 import ModelError
-from trainer.prompts import resolve
 
 _BATCH = 64
 

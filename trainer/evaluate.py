@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the results as JSON and the pictures")
     options, overrides = parser.parse_known_args(argv)
     try:
-        config = load_config(options.recipe, overrides)
+        config = load_config(options.recipe, overrides, os.environ)
         prompts = [prompt for source in config.evaluation.prompts for prompt in load_prompts(source)]
         if not prompts:
             raise ConfigError(f"{options.recipe}: evaluation.prompts is empty")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tiny_world
+from tiny_world import resolve
 from trainer.config import DATASETS, PromptSource
 from trainer.draws import stream
 from trainer.prompt_datasets import dataset_records
@@ -21,13 +21,6 @@ class Prompt:
     metadata: dict[str, Any] | None
     tag: str
     rewards: dict[str, float]
-
-
-def resolve(path: str) -> Path:
-    """``tiny_world:FOLDER/FILE`` lies inside the installed package; anything else is an ordinary path."""
-    if path.startswith("tiny_world:"):
-        return Path(tiny_world.__file__).parent / path.removeprefix("tiny_world:")
-    return Path(path)
 
 
 def load_prompts(source: PromptSource) -> list[Prompt]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -267,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same name")
     options, overrides = parser.parse_known_args(argv)
     try:
-        config = load_config(options.recipe, overrides)
+        config = load_config(options.recipe, overrides, os.environ)
         folder = open_folder(config, options.resume, options.overwrite)
         with RewardScorer(config.rewards) as scorer:
             run = Run(config, scorer, folder)

@@ -20,6 +20,7 @@ import flow_grpo
 from flow_grpo.runner import PARENT_VARIABLE
 
 START_S = 90.0
+REPOSITORY = Path(flow_grpo.__file__).parents[1]
 
 
 async def until(condition: Callable[[], bool], within_s: float, step_s: float = 0.05) -> float:
@@ -53,7 +54,7 @@ class Server:
         module = "short_limits" if self._limits else "flow_grpo"
         port = urlsplit(self.url).port or 0
         command = [sys.executable, "-m", module, "serve", *self._arguments, "--port", str(port)]
-        here = [str(Path(__file__).parent), str(Path(flow_grpo.__file__).parents[1])]
+        here = [str(Path(__file__).parent), str(REPOSITORY)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(here), PARENT_VARIABLE: str(os.getpid())}
         environment |= {f"TEST_{key}": str(value) for key, value in self._limits.items()}
         with self._log.open("ab") as log:

@@ -4,6 +4,7 @@ from types import ModuleType
 import pytest
 
 from flow_grpo.cli import main
+from reward_api.listening import check_exposure
 
 pytestmark = pytest.mark.unit
 
@@ -83,3 +84,17 @@ def test_a_missing_part_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "trainer.train", None)
     assert main(["train", "recipe.yaml"]) == 1
     assert "flow-grpo[trainer]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("trust", "allowed"), [("1", True), ("0", False), (None, False)])
+def test_a_network_is_served_without_a_token_only_where_it_is_trusted(monkeypatch, trust, allowed):
+    monkeypatch.delenv("REWARD_TRUST_NETWORK", raising=False)
+    if trust is not None:
+        monkeypatch.setenv("REWARD_TRUST_NETWORK", trust)
+    check_exposure("127.0.0.1", None)
+    check_exposure("0.0.0.0", "a token")
+    if allowed:
+        check_exposure("0.0.0.0", None)
+    else:
+        with pytest.raises(ValueError, match=r"refusing to serve 0\.0\.0\.0 without a token: set REWARD_TOKEN"):
+            check_exposure("0.0.0.0", None)

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
+import tiny_world
 from benchmarks.random_clip import save_processor, save_random_clip
 from reward_services.clip import Clip, load_clip, load_processor
 from reward_services.weights import WeightsError, fetch_file, read_tensors
@@ -49,6 +50,13 @@ def test_embeddings_have_length_one_and_float32(clip: Clip) -> None:
         assert embeddings.shape == (2, 8)
         assert embeddings.dtype == torch.float32
         torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(2))
+
+
+def test_weights_inside_the_tiny_world_are_found_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_world, "__file__", str(folder.parent / "__init__.py"))
+    assert load_clip(f"tiny_world:{folder.name}", device="cpu").image_size == load_clip(str(folder)).image_size
+    with pytest.raises(WeightsError, match=r"there is no directory .*/nowhere"):
+        load_clip("tiny_world:nowhere")
 
 
 def test_texts_beside_longer_or_equal_ones_are_embedded_as_alone(clip: Clip) -> None:

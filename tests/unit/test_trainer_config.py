@@ -163,6 +163,16 @@ def test_a_later_override_wins_and_a_value_may_hold_an_equals_sign(write: Write)
     assert config.rewards.url == "http://host/?a=b"
 
 
+def test_the_environment_says_where_rewards_are_unless_an_override_does(write: Write):
+    recipe = write(SMALLEST | {"rewards": {"url": "http://recipe", "timeout_s": 5}})
+    told = {"REWARD_URL": "http://gateway:8100"}
+    assert load_config(recipe).rewards.url == "http://recipe"
+    assert load_config(recipe, [], {"REWARD_URL": ""}).rewards.url == "http://recipe"
+    config = load_config(recipe, [], told)
+    assert (config.rewards.url, config.rewards.timeout_s) == ("http://gateway:8100", 5)
+    assert load_config(recipe, ["--rewards.url=http://override"], told).rewards.url == "http://override"
+
+
 def test_null_takes_a_window_away(write: Write):
     recipe = SMALLEST | {"rollout": {"window": {"size": 3}}}
     assert load_config(write(recipe), ["--rollout.window=null"]).rollout.window is None

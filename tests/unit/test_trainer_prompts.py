@@ -8,7 +8,7 @@ import pytest
 import tiny_world
 from trainer.config import PromptSource
 from trainer.prompt_records import PromptError
-from trainer.prompts import PromptMix, load_prompts, resolve
+from trainer.prompts import PromptMix, load_prompts
 
 pytestmark = pytest.mark.unit
 
@@ -57,8 +57,8 @@ def test_prompts_need_not_be_ascii(tmp_path: Path):
 
 
 def test_the_packages_own_prompts_are_found_by_name():
-    assert resolve("tiny_world:prompts/a.jsonl") == Path(tiny_world.__file__).parent / "prompts" / "a.jsonl"
-    assert resolve("some/where.txt") == Path("some/where.txt")
+    assert tiny_world.resolve("tiny_world:prompts/a.jsonl") == Path(tiny_world.__file__).parent / "prompts" / "a.jsonl"
+    assert tiny_world.resolve("some/where.txt") == Path("some/where.txt")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
+from tiny_world import resolve
 from trainer.config import LoraSettings, ModelConfig
-from trainer.prompts import resolve
 
 ATTENTION_PROJECTIONS = (
     "attn.add_k_proj",
