@@ -38,7 +38,7 @@ class LedgerFault(AssertionError):
 
 @dataclass(slots=True)
 class Ledger:
-    """What became of every image: scored in time, scored late, refused, lost. A wrong score ends the run."""
+    """What became of every image: scored in time, scored late, refused, expired, lost. A wrong score ends the run."""
 
     ends: Counter[str] = field(default_factory=Counter)
 
@@ -136,6 +136,8 @@ async def ask(
         return None
     if answer.status in {429, 503}:
         ledger.ends["refused"] += len(request.numbers)
+    elif answer.status == 504:
+        ledger.ends["expired"] += len(request.numbers)
     else:
         in_time = time.perf_counter() - started <= in_time_s
         ledger.enter(request, decode(answer), "scored" if in_time else "late")
