@@ -9,7 +9,7 @@ RL_DIVISOR = 26.0
 
 
 class PickScoreScorer(ClipScorer):
-    """Scores with PickScore_v1 or any other CLIPModel.
+    """Scores with PickScore_v1, the tiny world's taste (the default) or any other CLIPModel.
 
     The score is raw (PickScore_v1: about 17 to 24); details also give it divided by 26, as the paper's RL reward
     takes it.
@@ -17,7 +17,7 @@ class PickScoreScorer(ClipScorer):
 
     name = "pickscore"
     meaning = "cosine of image and text embedding times exp(logit_scale); PickScore_v1 gives about 17 to 24"
-    default_model = "yuvalkirstain/PickScore_v1"
+    default_model = "tiny_world:weights/taste"
     fallback_processor = CLIP_H
 
     def score(self, batch: Sequence[Item]) -> list[Score]:

@@ -160,6 +160,6 @@ def test_a_gated_model_without_a_token(serve: Serve, hub: str, target: tuple[str
 def test_a_hub_that_is_out_of_reach(serve: Serve) -> None:
     nowhere = "http://127.0.0.1:9"
     unreachable = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": nowhere, "NO_PROXY": "127.0.0.1"}
-    words = last_words(serve("pickscore", **unreachable))
+    words = last_words(serve("pickscore", "--option", "model=yuvalkirstain/PickScore_v1", **unreachable))
     assert "yuvalkirstain/PickScore_v1 is neither a directory here nor, with config.json, in the hub's cache" in words
     assert f"{nowhere} cannot be reached: download it where there is a network and give its directory" in words

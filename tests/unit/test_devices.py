@@ -31,14 +31,14 @@ def test_on_cuda_half_precision_is_the_default() -> None:
     assert chosen_dtype("", torch.device("cuda", 1)) == torch.float16
     assert chosen_dtype("bfloat16", torch.device("cuda")) == torch.bfloat16
     assert chosen_dtype("float32", torch.device("cuda")) == torch.float32
-    assert PickScoreScorer().version == "PickScore_v1+float16"
+    assert PickScoreScorer("yuvalkirstain/PickScore_v1").version == "PickScore_v1+float16"
 
 
 @pytest.mark.usefixtures("no_cuda")
 def test_elsewhere_single_precision_is_the_default() -> None:
     assert chosen_device("") == torch.device("cpu")
     assert chosen_dtype("", torch.device("cpu")) == torch.float32
-    assert PickScoreScorer().version == "PickScore_v1"
+    assert PickScoreScorer("yuvalkirstain/PickScore_v1").version == "PickScore_v1"
 
 
 @pytest.mark.usefixtures("cuda")

@@ -1,6 +1,7 @@
 """PickScore's formula on a random tiny CLIP, against the formula written out by hand."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from reward_services.clip import CLIP_H
 from reward_services.pickscore.scorer import PickScoreScorer
 from reward_services.scoring import info_of
 from reward_services.weights import WeightsError
+from tiny_world.flaws import clean
+from tiny_world.prompts import WORLDS, every_prompt
 
 pytestmark = pytest.mark.unit
 
@@ -91,7 +94,22 @@ def test_information(clip: Path, scorer: PickScoreScorer) -> None:
     assert isinstance(info, RewardInfo)
     assert (info.name, info.version, info.range) == ("pickscore", clip.name, (None, None))
     assert not info.batch_invariant
-    published = PickScoreScorer(device="cpu")
-    assert (published.model, published.fallback_processor) == ("yuvalkirstain/PickScore_v1", CLIP_H)
+    published = PickScoreScorer("yuvalkirstain/PickScore_v1", device="cpu")
+    assert published.fallback_processor == CLIP_H
     assert info_of(published).version == "PickScore_v1"
-    assert PickScoreScorer(device="cpu", dtype="float16").version == "PickScore_v1+float16"
+    half = PickScoreScorer("yuvalkirstain/PickScore_v1", device="cpu", dtype="float16")
+    assert half.version == "PickScore_v1+float16"
+
+
+def test_the_default_prefers_pictures_of_what_was_asked() -> None:
+    scorer = PickScoreScorer(device="cpu")
+    scorer.load()
+    world = WORLDS["small"]
+    prompts = [prompt for prompt in every_prompt(world) if prompt["tag"] == "colors"]
+    rng = random.Random(5)
+    pictures = [clean(prompt, world, rng) for prompt in prompts]
+    texts = [prompt["prompt"] for prompt in prompts]
+    right = scorer.score([Item(picture, text) for picture, text in zip(pictures, texts, strict=True)])
+    wrong = scorer.score([Item(picture, text) for picture, text in zip(pictures, texts[1:] + texts[:1], strict=True)])
+    better = [good.score > bad.score for good, bad in zip(right, wrong, strict=True)]
+    assert sum(better) >= 0.9 * len(better)
