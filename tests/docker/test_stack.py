@@ -45,6 +45,14 @@ def replicas_up() -> dict[str, int]:
     return curl(path="/readyz")["replicas_up"]
 
 
+def killed_with_items_waiting() -> bool:
+    """Kills geneval once more; whether the gateway now holds items for it and has no other."""
+    # -1 is everyone but the first process, which is Docker's init: it ends with its only child.
+    compose("exec", "-T", "geneval", "sh", "-c", "kill -9 -1", check=False)
+    (waiting,) = re.findall(r'reward_queue_depth_items\{reward="geneval"\} (\S+)', curl(path="/metrics"))
+    return float(waiting) > 0 and replicas_up()["geneval"] == 0
+
+
 def of_the_runs(path: str) -> str:
     """A file on the volume of runs."""
     return compose("run", "--rm", "--no-deps", "-T", "--entrypoint", "cat", "trainer", f"runs/{path}")
@@ -82,7 +90,7 @@ def test_curl_gets_an_answer_from_every_endpoint(pictures: Path):
     for reward, port in REWARDS.items():
         assert curl(port=port, path="/v1/info")["name"] == reward
     assert {reward["name"] for reward in curl(path="/v1/rewards")["rewards"]} == set(REWARDS)
-    assert set(curl(path="/v1/admin/replicas")["replicas"]) == set(REWARDS)
+    assert set(curl(path="/v1/admin/replicas")["rewards"]) == set(REWARDS)
     assert "<!doctype html>" in curl(path="/").lower()
 
     circles = ("--form", f"image=@{pictures / 'circles.png'}", "--form", "prompt=a photo of a red circle")
@@ -112,9 +120,9 @@ def test_the_trainer_takes_two_epochs_and_leaves_its_run_on_the_volume():
     assert "<html" in of_the_runs("tiny_geneval/report.html")
 
 
-def test_a_reward_killed_in_mid_epoch_costs_time_and_no_score():
+def test_a_reward_killed_in_mid_epoch_costs_no_score():
     before = the_container("geneval")
-    longer = ["--rollout.groups=16", "--rollout.group_size=8", "--epochs=12", "--name=killed"]
+    longer = ["--rollout.groups=16", "--rollout.group_size=8", "--epochs=8", "--name=killed"]
     command = compose_command("run", "--rm", "-T", "trainer", "train", *SHORT, *longer)
     said = []
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run_:
@@ -122,17 +130,15 @@ def test_a_reward_killed_in_mid_epoch_costs_time_and_no_score():
         for line in run_.stdout:
             said.append(line)
             if "epoch    1" in line:
-                # -1 is everyone but the first process, which is Docker's init: it ends with its only child.
-                compose("exec", "-T", "geneval", "sh", "-c", "kill -9 -1", check=False)
+                # Scoring is a short part of an epoch, and a killed reward is back within seconds.
+                eventually(killed_with_items_waiting, within_s=120, what="items wait for the killed reward")
     assert run_.returncode == 0, "".join(said)
     after = the_container("geneval")
     assert after["Id"] == before["Id"]
-    assert after["RestartCount"] == before["RestartCount"] + 1
+    assert after["RestartCount"] > before["RestartCount"]
     epochs = [json.loads(line) for line in of_the_runs("killed/metrics.jsonl").splitlines()]
-    assert [epoch["epoch"] for epoch in epochs] == list(range(1, 13))
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, 9))
     assert all(epoch["reward/missing_fraction"] == 0 for epoch in epochs)
-    waits = [epoch["time/reward_wait_exposed"] for epoch in epochs]
-    assert max(waits[1:]) > waits[0] + 1, f"nobody waited for the killed one: {waits}"
 
 
 def test_a_job_outlives_a_restart_of_redis():
@@ -191,7 +197,7 @@ def test_every_container_stops_within_ten_seconds():
 
 
 def test_down_leaves_nothing():
-    compose("down", "--volumes")
+    compose("--profile", "trainer", "down", "--volumes")
     mine = ("--filter", f"label=com.docker.compose.project={PROJECT}", "--quiet")
     kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
     assert list(itertools.chain.from_iterable(docker(*kind, *mine).split() for kind in kinds)) == []
