@@ -7,11 +7,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import tiny_world
 from flow_grpo.runner import LocalStack, StackError
 from tiny_world.prompts import WORLDS
 from trainer.config import ConfigError, TrainConfig, load_config
-
-_PREFIX = "tiny_world:"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +55,7 @@ def rewards_needed(config: TrainConfig, world: str | None = None) -> dict[str, d
 
 def _world(paths: Iterable[str]) -> str | None:
     """The world that the recipe's ``tiny_world:FOLDER/WORLD...`` paths name, if they name one."""
-    names = [Path(path).name for path in paths if path.startswith(_PREFIX)]
+    names = [Path(path).name for path in paths if path.startswith(tiny_world.PREFIX)]
     return next((world for name in names for world in WORLDS if name.split("_")[0] == world), None)
 
 

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from waiting import eventually
 
 import flow_grpo
 from reward_api import Item
@@ -48,16 +48,6 @@ def item(number: int) -> Item:
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[0, 0] = number % 256, number // 256, 0
     return Item(pixels, f"image {number}", rewards=("slow",))
-
-
-def eventually(condition: Callable[[], Any], *, within_s: float, what: str) -> Any:
-    """What `condition` returns once it is true."""
-    deadline = time.monotonic() + within_s
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {within_s:g} s: {what}")
-        time.sleep(0.05)
-    return found
 
 
 class JobStack:

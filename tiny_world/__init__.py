@@ -5,11 +5,12 @@ Nothing here scores an image; the figures on the model card come from ``flow-grp
 
 from pathlib import Path
 
-_PREFIX = "tiny_world:"
+PREFIX = "tiny_world:"
+"""What the path of a file inside this package begins with."""
 
 
 def resolve(path: str) -> Path:
     """``tiny_world:FOLDER/FILE`` lies inside the installed package; anything else is an ordinary path."""
-    if path.startswith(_PREFIX):
-        return Path(__file__).parent / path.removeprefix(_PREFIX)
+    if path.startswith(PREFIX):
+        return Path(__file__).parent / path.removeprefix(PREFIX)
     return Path(path)

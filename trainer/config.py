@@ -18,6 +18,11 @@ class ConfigError(Exception):
     """A recipe that cannot be run; the message names the file and the key."""
 
 
+def first_line(error: Exception) -> str:
+    """An exception's message up to its first line break, or its type where it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

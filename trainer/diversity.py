@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from tiny_world import resolve
+from trainer.config import first_line
 from trainer.models.sd3 import ModelError
 
 _BATCH = 64
@@ -23,9 +24,7 @@ class ImageEmbedder:
             self.processor = CLIPImageProcessorPil.from_pretrained(source)
             self.model = CLIPModel.from_pretrained(source, dtype=torch.float32)
         except Exception as error:  # OSError, ValueError, SafetensorError...: absent, torn or no CLIP
-            raise ModelError(
-                f"evaluation.embedder: {path} cannot be loaded as a CLIP: {str(error).splitlines()[0]}"
-            ) from error
+            raise ModelError(f"evaluation.embedder: {path} cannot be loaded as a CLIP: {first_line(error)}") from error
         self.model.to(device).eval().requires_grad_(False)
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.config import first_line
 from trainer.prompt_records import PromptError, Record, read_object, read_record
 
 _FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
@@ -47,8 +48,7 @@ def _load(name: str, subset: str | None, split: str) -> Any:
         raise
     except Exception as error:  # builders, Arrow and the hub raise many types
         hint = "" if path.exists() else "; it is no path here, and as a hub id it may need a network or `hf auth login`"
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PromptError(f"{name}: the split {split!r} cannot be loaded ({cause}){hint}") from error
+        raise PromptError(f"{name}: the split {split!r} cannot be loaded ({first_line(error)}){hint}") from error
 
 
 def _plain(value: Any, where: str) -> Any:

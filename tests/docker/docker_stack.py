@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +97,6 @@ def curl(*arguments: str, port: int = GATEWAY, path: str) -> Any:
         return json.loads(said)
     except ValueError:
         return said
-
-
-def eventually(condition: Callable[[], Any], *, within_s: float, what: str) -> Any:
-    """What `condition` returns once it is true."""
-    deadline = time.monotonic() + within_s
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {within_s:g} s: {what}")
-        time.sleep(0.5)
-    return found
 
 
 def no_engine() -> str | None:

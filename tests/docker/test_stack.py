@@ -20,11 +20,11 @@ from docker_stack import (
     containers,
     curl,
     docker,
-    eventually,
     lettered,
     run,
     the_container,
 )
+from waiting import eventually
 
 from reward_api import Item
 from reward_api.wire import MSGPACK, encode_request
@@ -131,7 +131,7 @@ def test_a_reward_killed_in_mid_epoch_costs_no_score():
             said.append(line)
             if "epoch    1" in line:
                 # Scoring is a short part of an epoch, and a killed reward is back within seconds.
-                eventually(killed_with_items_waiting, within_s=120, what="items wait for the killed reward")
+                eventually(killed_with_items_waiting, within_s=120, what="items wait for the killed reward", step_s=0.5)
     assert run_.returncode == 0, "".join(said)
     after = the_container("geneval")
     assert after["Id"] == before["Id"]
@@ -150,11 +150,16 @@ def test_a_job_outlives_a_restart_of_redis():
         def progress() -> dict[str, int]:
             return http.get(f"/v1/jobs/{job}").json()["results"]
 
-        eventually(lambda: progress()["scored"] > 0, within_s=120, what="the job has begun")
+        eventually(lambda: progress()["scored"] > 0, within_s=120, what="the job has begun", step_s=0.5)
         assert progress()["pending"] > 0
         compose("restart", "redis")
         assert progress()["pending"] > 0, "the job was over before Redis was back"
-        eventually(lambda: http.get(f"/v1/jobs/{job}").json()["state"] == "done", within_s=400, what="the job is done")
+        eventually(
+            lambda: http.get(f"/v1/jobs/{job}").json()["state"] == "done",
+            within_s=400,
+            what="the job is done",
+            step_s=0.5,
+        )
         assert progress() == {"scored": len(items), "failed": 0, "pending": 0}
         results = [json.loads(line) for line in http.get(f"/v1/jobs/{job}/results").text.splitlines()]
     assert sorted(line["index"] for line in results) == list(range(len(items)))
@@ -164,7 +169,12 @@ def test_a_job_outlives_a_restart_of_redis():
 def test_the_gateway_finds_further_replicas_by_dns():
     started = the_container("gateway")["State"]["StartedAt"]
     compose("up", "--wait", "--scale", "ocr=3", files=SCALED)
-    eventually(lambda: replicas_up() == {"geneval": 1, "ocr": 3, "pickscore": 1}, within_s=60, what="three replicas")
+    eventually(
+        lambda: replicas_up() == {"geneval": 1, "ocr": 3, "pickscore": 1},
+        within_s=60,
+        what="three replicas",
+        step_s=0.5,
+    )
     items = [Item(lettered(f"A{number}"), f'a sign that says "A{number}"', rewards=("ocr",)) for number in range(48)]
     said = httpx.post(
         f"http://127.0.0.1:{GATEWAY}/v1/score",
@@ -184,7 +194,7 @@ def test_the_gateway_finds_further_replicas_by_dns():
     assert {address for address, count in batches if float(count) > 0} >= addresses
     assert the_container("gateway")["State"]["StartedAt"] == started
     compose("up", "--wait")
-    eventually(lambda: replicas_up()["ocr"] == 1, within_s=60, what="one replica again")
+    eventually(lambda: replicas_up()["ocr"] == 1, within_s=60, what="one replica again", step_s=0.5)
     assert the_container("gateway")["State"]["StartedAt"] == started
 
 

@@ -5,7 +5,8 @@ import signal
 import time
 
 import pytest
-from job_stack import JobStack, RedisServer, children, eventually, item, kill_group, redis_server, right_results
+from job_stack import JobStack, RedisServer, children, item, kill_group, redis_server, right_results
+from waiting import eventually
 
 NUMBERS = list(range(24))
 SOON = {"chunk_items": 4, "chunk_timeout_s": 5.0, "lease_s": 6.0}

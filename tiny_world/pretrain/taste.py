@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tiny_world.flaws import FLAWS, flawed, photographed
 from tiny_world.pretrain.autoencoder import to_tensor
@@ -157,7 +157,9 @@ def main() -> None:
     if options.init:
         model = CLIPModel.from_pretrained(options.init, dtype=torch.float32)
     else:
-        text_encoder = _text_encoder(options.pipeline)
+        text_encoder = CLIPTextModelWithProjection.from_pretrained(
+            options.pipeline / "text_encoder", dtype=torch.float32
+        )
         model = untrained(tokenizer, world.size, text_encoder.config.num_hidden_layers)
         model.text_model.load_state_dict(text_encoder.text_model.state_dict())
 
@@ -183,12 +185,6 @@ def main() -> None:
     ).save_pretrained(options.out)
     (options.out / "accuracy.json").write_text(json.dumps({"held_out_pairs": found}, indent=2) + "\n")
     tqdm.write(f"held-out pairs: {found}")
-
-
-def _text_encoder(pipeline: Path) -> Any:
-    from transformers import CLIPTextModelWithProjection
-
-    return CLIPTextModelWithProjection.from_pretrained(pipeline / "text_encoder", dtype=torch.float32)
 
 
 if __name__ == "__main__":
