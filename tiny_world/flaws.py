@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tiny_world.prompts import World
+from tiny_world.prompts import SIGN, World
 from tiny_world.scenes import Scene, misread, render, sample_scene
 
 Picture = NDArray[np.uint8]
@@ -29,8 +29,8 @@ def flawed(
     Single objects cannot be misread; they are mismatched then.
     """
     if flaw == "mismatched" or (flaw == "misread" and metadata["tag"] == "single_object"):
-        wanted = _classes(metadata)
-        other = next(other for other in iter(lambda: rng.choice(others), None) if _classes(other) != wanted)
+        wanted = _subject(metadata)
+        other = next(other for other in iter(lambda: rng.choice(others), None) if _subject(other) != wanted)
         return clean(other, world, rng)
     if flaw == "misread":
         return clean(misread(metadata, world, rng), world, rng)
@@ -39,7 +39,10 @@ def flawed(
     return photographed(picture, rng)
 
 
-def _classes(metadata: dict[str, Any]) -> list[str]:
+def _subject(metadata: dict[str, Any]) -> list[str]:
+    """What is seen, without colors and places."""
+    if metadata["tag"] == SIGN:
+        return [metadata["text"]]
     return sorted(clause["class"] for clause in metadata["include"] for _ in range(clause["count"]))
 
 

@@ -1,7 +1,7 @@
-"""The world's prompts, in GenEval's templates and metadata format.
+"""The world's prompts: pictures of shapes in GenEval's templates and metadata format, and signs.
 
 A metadata line is ``{"tag", "include": [{"class", "count", "color"?, "position"?}], "exclude"?, "prompt"}``;
-``position`` is ``[relation, index of the clause it refers to]``.
+``position`` is ``[relation, index of the clause it refers to]``. A sign's is ``{"tag", "text", "prompt"}``.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from typing import Any
 
 Metadata = dict[str, Any]
 
+SIGN = "sign"
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -101,8 +102,17 @@ def color_attr(first: str, first_color: str, second: str, second_color: str) -> 
     }
 
 
+def sign(text: str) -> Metadata:
+    return {"tag": SIGN, "text": text, "prompt": f'a sign that says "{text}"'}
+
+
+def words() -> list[str]:
+    """The words of the signs: three or four capitals each, which no token of the prompts' other words ends."""
+    return (Path(__file__).parent / "prompt_sets" / "words.txt").read_text(encoding="utf-8").split()
+
+
 def every_prompt(world: World) -> Iterator[Metadata]:
-    """All prompts of a world, task by task, in a fixed order."""
+    """All prompts of a world's shapes, task by task, in a fixed order."""
     pairs = list(itertools.permutations(world.shapes, 2))
     for shape in world.shapes:
         yield single_object(shape)
@@ -152,6 +162,14 @@ def split(world: World, seed: int = 0) -> tuple[list[Metadata], list[Metadata]]:
     return train, held_out
 
 
+def split_words(seed: int = 0) -> tuple[list[str], list[str]]:
+    """(words for RL, held-out words): one in five is held out. A pretraining set may hold all of them."""
+    shuffled = words()
+    random.Random(seed).shuffle(shuffled)
+    held_out = set(shuffled[: len(shuffled) // 5])
+    return [word for word in words() if word not in held_out], [word for word in words() if word in held_out]
+
+
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -167,10 +185,13 @@ def picture_key(prompt: Metadata) -> str:
 
 
 def write_sets(folder: Path) -> None:
-    """Writes ``WORLD_train.jsonl`` and ``WORLD_held_out.jsonl`` of every world, a metadata line each."""
+    """Writes ``SET_train.jsonl`` and ``SET_held_out.jsonl``, a metadata line each: every world's shapes, and signs."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, world in WORLDS.items():
-        for label, prompts in zip(("train", "held_out"), split(world), strict=True):
+    sets = {name: split(world) for name, world in WORLDS.items()}
+    train, held_out = split_words()
+    sets["signs"] = [sign(word) for word in train], [sign(word) for word in held_out]
+    for name, sides in sets.items():
+        for label, prompts in zip(("train", "held_out"), sides, strict=True):
             lines = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
             (folder / f"{name}_{label}.jsonl").write_text(lines)
 

@@ -1,7 +1,8 @@
 """Scenes that satisfy a prompt, and their pictures.
 
-A scene is sampled so that GenEval's official rules hold with room to spare: shapes never touch, and a
-relation is placed close to its axis (the rule takes a tenth of both sizes off the offset before it compares).
+A scene of shapes is sampled so that GenEval's official rules hold with room to spare: shapes never touch, and a
+relation is placed close to its axis (the rule takes a tenth of both sizes off the offset before it compares). A sign
+is a row of letters of one font and color near the middle.
 """
 
 import math
@@ -12,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiny_world.prompts import RELATIONS, World
+from tiny_world.letters import FONTS, LETTERS, Font, ink
+from tiny_world.prompts import RELATIONS, SIGN, World
 from tiny_world.shapes import GROUND, PALETTE, coverage, extent
 
 _RADII = {1: (9.0, 15.0), 2: (8.5, 12.0), 3: (7.5, 9.5), 4: (7.0, 8.5)}
 _GAP = 3.0
 _MARGIN = 1.5
 _CONE = math.radians(25)
+_LETTER_WIDTH, _LETTER_HEIGHT, _LETTER_GAP = 12.5, 20.0, 2.0
 _AXIS = {"right of": 0.0, "below": math.pi / 2, "left of": math.pi, "above": -math.pi / 2}
 
 
@@ -44,18 +47,55 @@ class Shape:
             self.cy + self.radius * y1,
         )
 
+    def alpha(self, size: int) -> NDArray[np.float32]:
+        """How much of each pixel it covers: (size, size) in [0, 1]."""
+        return coverage(self.shape, self.cx, self.cy, self.radius, size)
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One letter of a sign: its font and color name, centre, width and height in pixels, and its RGB."""
+
+    letter: str
+    font: Font
+    color: str
+    cx: float
+    cy: float
+    width: float
+    height: float
+    rgb: tuple[int, int, int]
+
+    @property
+    def radius(self) -> float:
+        """Half of its height, in pixels."""
+        return self.height / 2
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in pixels, without what a slant adds."""
+        x, y = self.cx - self.width / 2, self.cy - self.height / 2
+        return x, y, x + self.width, y + self.height
+
+    def alpha(self, size: int) -> NDArray[np.float32]:
+        """How much of each pixel it covers: (size, size) in [0, 1]."""
+        x, y, _, _ = self.box
+        return ink(self.letter, self.font, x, y, self.width, self.height, size)
+
 
 @dataclass(frozen=True)
 class Scene:
     """Objects on a gray ground of one level (0 to 255), ``size`` pixels a side."""
 
-    objects: tuple[Shape, ...]
+    objects: tuple[Shape | Letter, ...]
     ground: int
     size: int
 
 
 def sample_scene(metadata: dict[str, Any], world: World, rng: random.Random) -> Scene:
-    """A scene that shows exactly what the metadata asks for; colors and places it leaves open are drawn at random."""
+    """A scene that shows exactly what the metadata asks for; what it leaves open, colors, places and fonts, is drawn at
+    random."""
+    if metadata["tag"] == SIGN:
+        return Scene(_letters(metadata["text"], world, rng), _ground(rng), world.size)
     wanted = [(clause["class"], clause.get("color")) for clause in metadata["include"] for _ in range(clause["count"])]
     relations = [clause.get("position") for clause in metadata["include"] for _ in range(clause["count"])]
     centres = _place(len(wanted), relations, world.size, rng)
@@ -63,29 +103,41 @@ def sample_scene(metadata: dict[str, Any], world: World, rng: random.Random) -> 
     for (shape, color), (cx, cy, radius) in zip(wanted, centres, strict=True):
         name = color or rng.choice(world.colors)
         objects.append(Shape(shape, name, cx, cy, radius, _tinted(PALETTE[name], rng)))
-    return Scene(tuple(objects), GROUND + rng.randint(-8, 8), world.size)
+    return Scene(tuple(objects), _ground(rng), world.size)
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:
     """The picture: (size, size, 3) RGB."""
     canvas = np.full((scene.size, scene.size, 3), float(scene.ground), dtype=np.float32)
     for thing in scene.objects:
-        alpha = coverage(thing.shape, thing.cx, thing.cy, thing.radius, scene.size)[..., None]
+        alpha = thing.alpha(scene.size)[..., None]
         canvas += alpha * (np.array(thing.rgb, dtype=np.float32) - canvas)
     return np.round(canvas).astype(np.uint8)
 
 
-def contents(scene: Scene, world: World, cells: int) -> NDArray[np.int64]:
-    """What is seen in each cell of a grid: (cells, cells), 0 for the ground, else 1 + shape * colors + color.
+def names(world: World) -> int:
+    """How many different things ``contents`` can find in a cell."""
+    return 1 + len(world.shapes) * len(world.colors) + len(LETTERS)
 
-    A cell belongs to the object that covers most of it, if that is at least a quarter.
+
+def contents(scene: Scene, world: World, cells: int) -> NDArray[np.int64]:
+    """What is seen in each cell of a grid: (cells, cells), 0 for the ground, else 1 + shape * colors + color, and after
+    all those the letters.
+
+    A cell belongs to the shape that covers most of it, if that is at least a quarter, or to the letter in whose box
+    its middle lies.
     """
     side = scene.size // cells
+    middles = (np.arange(cells) + 0.5) * side
     share = np.full((cells, cells), 0.25)
     found = np.zeros((cells, cells), dtype=np.int64)
     for thing in scene.objects:
-        alpha = coverage(thing.shape, thing.cx, thing.cy, thing.radius, scene.size)
-        covered = alpha.reshape(cells, side, cells, side).mean(axis=(1, 3))
+        if isinstance(thing, Letter):
+            x0, y0, x1, y1 = thing.box
+            inside = ((y0 <= middles) & (middles < y1))[:, None] & (x0 <= middles) & (middles < x1)
+            found[inside] = 1 + len(world.shapes) * len(world.colors) + list(LETTERS).index(thing.letter)
+            continue
+        covered = thing.alpha(scene.size).reshape(cells, side, cells, side).mean(axis=(1, 3))
         label = 1 + world.shapes.index(thing.shape) * len(world.colors) + world.colors.index(thing.color)
         found[covered > share] = label
         share = np.maximum(share, covered)
@@ -95,9 +147,12 @@ def contents(scene: Scene, world: World, cells: int) -> NDArray[np.int64]:
 def misread(metadata: dict[str, Any], world: World, rng: random.Random) -> dict[str, Any]:
     """The metadata of a picture that a careless caption would describe with this prompt.
 
-    A count, a relation or the binding of an attribute is changed; single objects have none and stay.
+    A count, a relation, the binding of an attribute or the spelling of a sign is changed; single objects have none and
+    stay.
     """
     tag = metadata["tag"]
+    if tag == SIGN:
+        return {"tag": tag, "text": misspelt(metadata["text"], rng)}
     include = [dict(clause) for clause in metadata["include"]]
     if tag == "two_object":
         kept = rng.choice(include)
@@ -120,9 +175,34 @@ def misread(metadata: dict[str, Any], world: World, rng: random.Random) -> dict[
     return {"tag": tag, "include": include}
 
 
+def misspelt(text: str, rng: random.Random) -> str:
+    """One to all letters of a text replaced by others."""
+    letters = list(text)
+    for place in rng.sample(range(len(letters)), rng.randint(1, len(letters))):
+        letters[place] = rng.choice([letter for letter in LETTERS if letter != letters[place]])
+    return "".join(letters)
+
+
+def _ground(rng: random.Random) -> int:
+    return GROUND + rng.randint(-8, 8)
+
+
 def _tinted(rgb: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:
     red, green, blue = (min(255, max(0, level + rng.randint(-7, 7))) for level in rgb)
     return red, green, blue
+
+
+def _letters(text: str, world: World, rng: random.Random) -> tuple[Letter, ...]:
+    """A row of letters, centred up to a pixel across and four pixels down."""
+    font, color = rng.choice(FONTS), rng.choice(world.colors)
+    rgb = _tinted(PALETTE[color], rng)
+    width = font.width * _LETTER_WIDTH
+    pitch = width + _LETTER_GAP
+    first = world.size / 2 - pitch * (len(text) - 1) / 2 + rng.uniform(-1, 1)
+    cy = world.size / 2 + rng.uniform(-4, 4)
+    return tuple(
+        Letter(letter, font, color, first + pitch * n, cy, width, _LETTER_HEIGHT, rgb) for n, letter in enumerate(text)
+    )
 
 
 def _place(

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 URL_VARIABLE = "REWARD_URL"
 DATASETS = "datasets:"
 """What the path of a Hugging Face dataset begins with."""
+Solver = Literal["euler", "ab2"]
+"""Of deterministic steps: ``euler``, as the paper, or ``ab2``, the two-step Adams-Bashforth rule, which costs the same
+and needs far fewer steps for the same picture."""
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
@@ -101,6 +104,8 @@ class RolloutConfig(Section):
     steps: int = Field(10, ge=2)
     """Denoising steps; far fewer than for evaluation (denoising reduction)."""
     step: Literal["flow_sde", "cps"] = "cps"
+    solver: Solver = "euler"
+    """Of the steps outside the window."""
     noise_level: float = Field(0.8, gt=0)
     """``a``: exploration; for cps in (0, 1], for flow_sde .7 in the paper."""
     shared_noise: bool = False
@@ -192,6 +197,7 @@ class EvaluationConfig(Section):
     prompts: tuple[PromptSource, ...] = ()
     """Held-out prompts; rewards' weights are not used, each reward is reported by itself."""
     steps: int = Field(40, ge=1)
+    solver: Solver = "euler"
     images_per_task: int = Field(60, ge=1)
     """Images of each tag (task), spread evenly over its prompts, with fixed seeds."""
     batch: int = Field(24, ge=1)

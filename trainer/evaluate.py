@@ -99,6 +99,7 @@ def evaluate(
                 [noise for _, noise in batch],
                 config.steps,
                 guidance,
+                config.solver,
             )
             pending.append(scorer.submit(images, batch_prompts))
             drawn.extend(images)

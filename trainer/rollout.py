@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import RolloutConfig
+from trainer.config import RolloutConfig, Solver
 from trainer.draws import key, stream
 from trainer.models.sd3 import SD3, Conditioning
 from trainer.policy_loss import log_prob
-from trainer.steps import STEPS, StepDistribution
+from trainer.steps import STEPS, StepDistribution, adams_bashforth
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,14 @@ def roll_out(
     keys = [key(seed, "image", epoch, slot, image) for slot in slots for image in range(size)]
     noises = ImageNoise(keys, model.latent_shape, model.device)
     sigmas = model.sigmas(config.steps)
+    prefix = sigmas[: trained.start + 1]
     if config.shared_noise:
         starts = ImageNoise([key(seed, "group", epoch, slot) for slot in slots], model.latent_shape, model.device)
         empty = empty_row.expand(len(slots)) if empty_row is not None else None
-        prefix = sigmas[: trained.start + 1]
-        x = follow_ode(model, starts.draw(), rows, empty, prefix, config.guidance).repeat_interleave(size, 0)
+        x = follow_ode(model, starts.draw(), rows, empty, prefix, config.guidance, config.solver)
+        x = x.repeat_interleave(size, 0)
     else:
-        x = follow_ode(model, noises.draw(), text, unconditional, sigmas[: trained.start + 1], config.guidance)
+        x = follow_ode(model, noises.draw(), text, unconditional, prefix, config.guidance, config.solver)
     taken: list[tuple[float, float, Tensor, Tensor, Tensor, StepDistribution]] = []
     for t, s in itertools.pairwise(sigmas[trained.start : trained.stop + 1]):
         v = model.velocity(x, t, text, unconditional, config.guidance)
@@ -102,7 +103,7 @@ def roll_out(
         following = step.mean + step.std * noises.draw()
         taken.append((t, s, x, following, x - t * v, step))
         x = following
-    x = follow_ode(model, x, text, unconditional, sigmas[trained.stop :], config.guidance)
+    x = follow_ode(model, x, text, unconditional, sigmas[trained.stop :], config.guidance, config.solver)
     transitions = []
     for t, s, before, following, predicted, step in taken:
         credited = following if config.credit == "noise" else credited_by_image(step, s, predicted, x)
@@ -127,18 +128,35 @@ def follow_ode(
     unconditional: Conditioning | None,
     sigmas: Sequence[float],
     guidance: float,
+    solver: Solver,
 ) -> Tensor:
-    """Deterministic steps through the given noise levels; fewer than two levels leave x as it is."""
+    """Deterministic steps through the given noise levels; fewer than two levels leave x as it is.
+
+    The first step is Euler's whatever the solver: there is no velocity before it, and one from before a stochastic
+    step belongs to another trajectory.
+    """
+    before: tuple[Tensor, float] | None = None
     for t, s in itertools.pairwise(sigmas):
-        x = STEPS["ode"](x, model.velocity(x, t, text, unconditional, guidance), t, s, 0.0).mean
+        v = model.velocity(x, t, text, unconditional, guidance)
+        if solver == "euler" or before is None:
+            x = STEPS["ode"](x, v, t, s, 0.0).mean
+        else:
+            x = adams_bashforth(x, v, t, s, *before)
+        before = v, t
     return x
 
 
 @torch.no_grad()
 def sample(
-    model: SD3, text: Conditioning, unconditional: Conditioning | None, keys: Sequence[int], steps: int, guidance: float
+    model: SD3,
+    text: Conditioning,
+    unconditional: Conditioning | None,
+    keys: Sequence[int],
+    steps: int,
+    guidance: float,
+    solver: Solver = "euler",
 ) -> NDArray[np.uint8]:
     """Pictures (B, H, W, 3) by the ODE, one noise key an image, as evaluation wants them."""
     x = ImageNoise(keys, model.latent_shape, model.device).draw()
-    x = follow_ode(model, x, text, unconditional, model.sigmas(steps), guidance)
+    x = follow_ode(model, x, text, unconditional, model.sigmas(steps), guidance, solver)
     return model.decode(x)

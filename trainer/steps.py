@@ -27,6 +27,17 @@ def ode(x: Tensor, v: Tensor, t: float, s: float, noise_level: float = 0.0) -> S
     return StepDistribution(x.float() + v.float() * (s - t), 0.0)
 
 
+def adams_bashforth(x: Tensor, v: Tensor, t: float, s: float, v_before: Tensor, t_before: float) -> Tensor:
+    """Second-order step of the probability-flow ODE, with the velocity of the step before: an Euler step's cost, and an
+    error that falls with the square of the step.
+
+    The two-step Adams-Bashforth rule for unequal steps: x + dt [v + dt / (2 dt_before) (v - v_before)].
+    """
+    x, v, v_before = x.float(), v.float(), v_before.float()
+    dt, dt_before = s - t, t - t_before
+    return x + (v + (v - v_before) * (dt / (2 * dt_before))) * dt
+
+
 def flow_sde(x: Tensor, v: Tensor, t: float, s: float, noise_level: float) -> StepDistribution:
     """Flow-SDE (arXiv 2505.05470, Eq. 9) with sigma = a sqrt(t / (1 - t)).
 

@@ -7,8 +7,9 @@ import pytest
 
 from reward_api import Item, Score
 from reward_services.geneval.scorer import GenEvalScorer
+from reward_services.ocr.rapid import RapidReader
 from tiny_world.flaws import FLAWS, clean, flawed
-from tiny_world.prompts import TASKS, WORLDS, every_prompt
+from tiny_world.prompts import TASKS, WORLDS, every_prompt, sign, words
 
 pytestmark = pytest.mark.unit
 
@@ -60,3 +61,17 @@ def test_the_same_draws_give_the_same_picture(asked):
     for flaw in FLAWS:
         first, second = (flawed(asked[0], flaw, PROMPTS, WORLD, random.Random(3)) for _ in range(2))
         assert (first == second).all()
+
+
+def test_flawed_signs_cannot_be_read():
+    rng = random.Random(6)
+    signs = [sign(word) for word in rng.sample(words(), 40)]
+    reader = RapidReader()
+
+    def read(pictures) -> float:
+        texts = ["".join(line.text for line in reader.read(picture)) for picture in pictures]
+        return np.mean([text == prompt["text"] for text, prompt in zip(texts, signs, strict=True)])
+
+    assert read([clean(prompt, WORLD, rng) for prompt in signs]) >= 0.9
+    for flaw, most in (("mismatched", 0.0), ("misread", 0.0), ("broken", 0.75), ("doubled", 0.75)):
+        assert read([flawed(prompt, flaw, signs, WORLD, rng) for prompt in signs]) <= most, flaw

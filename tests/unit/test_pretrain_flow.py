@@ -18,6 +18,7 @@ from tiny_world.pretrain.flow import (
     velocity_loss,
 )
 from tiny_world.prompts import WORLDS
+from tiny_world.scenes import names
 
 pytestmark = pytest.mark.unit
 
@@ -68,8 +69,8 @@ def test_an_untrained_head_of_no_preference_costs_the_log_of_the_names(transform
     naming = Naming(transformer, world)
     torch.nn.init.zeros_(naming.head[-1].weight)
     torch.nn.init.zeros_(naming.head[-1].bias)
-    contents = torch.randint(21, (2, 16, 4))
-    assert naming.loss(torch.randn(2, 16, 16), contents).item() == pytest.approx(math.log(21), rel=1e-5)
+    contents = torch.randint(names(world), (2, 16, 4))
+    assert naming.loss(torch.randn(2, 16, 16), contents).item() == pytest.approx(math.log(names(world)), rel=1e-5)
 
 
 def test_naming_teaches_the_blocks_before_the_last_and_leaves_the_last_alone(

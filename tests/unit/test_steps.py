@@ -1,5 +1,6 @@
 """Steps against the stochastic calculus they come from, not against their own formulas."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.distributions import Normal
 
-from trainer.steps import STEPS, Step, cps, flow_sde, ode
+from trainer.steps import STEPS, Step, adams_bashforth, cps, flow_sde, ode
 
 pytestmark = pytest.mark.unit
 
@@ -66,6 +67,33 @@ def test_ode_goes_back_and_forth_between_image_velocity_and_noise():
     torch.testing.assert_close(ode(x, v, 0.3, 0.0).mean, x0)
     torch.testing.assert_close(ode(x, v, 0.3, 1.0).mean, x1)
     torch.testing.assert_close(ode(x, v, 0.3, 1.0).mean - ode(x, v, 0.3, 0.0).mean, v)
+
+
+def test_adams_bashforth_integrates_a_velocity_that_is_linear_in_t_exactly():
+    a, b = noise(2, 3), noise(2, 3, seed=1)
+    t_before, t, s = 0.9, 0.75, 0.4  # unequal steps
+    x = noise(2, 3, seed=2)
+    found = adams_bashforth(x, a + b * t, t, s, a + b * t_before, t_before)
+    torch.testing.assert_close(found, x + a * (s - t) + b * (s**2 - t**2) / 2)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("ab2", 2)])
+def test_the_solvers_errors_fall_with_their_order(solver: str, order: int):
+    target = GaussianTarget(m=1.5, c=0.6)
+    start = torch.tensor([-1.2, 0.1, 0.9])
+
+    def error(steps: int) -> float:
+        x, before = start, None
+        times = torch.linspace(0.95, 0.05, steps + 1).tolist()
+        for t, s in itertools.pairwise(times):
+            v = target.velocity(x, t)
+            x = ode(x, v, t, s).mean if solver == "euler" or before is None else adams_bashforth(x, v, t, s, *before)
+            before = v, t
+        (m0, v0), (m1, v1) = target.marginal(times[0]), target.marginal(times[-1])
+        exact = m1 + math.sqrt(v1 / v0) * (start - m0)  # the probability flow between Gaussians
+        return (x - exact).abs().max().item()
+
+    assert error(20) / error(40) == pytest.approx(2**order, rel=0.15)
 
 
 def test_ode_is_deterministic():

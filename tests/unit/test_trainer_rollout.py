@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from trainer.config import RolloutConfig, WindowConfig
+from trainer.config import RolloutConfig, Solver, WindowConfig
 from trainer.draws import key
 from trainer.models.sd3 import SD3
 from trainer.rollout import ImageNoise, Rollout, roll_out, sample, window
@@ -134,6 +134,28 @@ def test_with_an_empty_window_a_rollout_is_the_evaluations_sample(make_model: Ma
     text, empty = model.encode(PROMPTS[:1]).expand(3), model.encode([""]).expand(3)
     np.testing.assert_array_equal(rollout.images, sample(model, text, empty, keys, 5, 4.0))
     assert rollout.transitions == ()
+
+
+def test_the_solver_takes_the_deterministic_steps_alone(make_model: Make):
+    model = make_model(stirred=True)
+    euler, second = (draw(model, (0,), trained=range(1, 2), solver=solver) for solver in ("euler", "ab2"))
+    # One step before the window, which is Euler's either way; then the same stochastic step, then three others.
+    torch.testing.assert_close(euler.transitions[0].x_BCHW, second.transitions[0].x_BCHW, rtol=0, atol=0)
+    torch.testing.assert_close(euler.transitions[0].next_BCHW, second.transitions[0].next_BCHW, rtol=0, atol=0)
+    assert (euler.images != second.images).any()
+    everywhere = [draw(model, (0,), solver=solver) for solver in ("euler", "ab2")]
+    np.testing.assert_array_equal(everywhere[0].images, everywhere[1].images)
+
+
+def test_ab2_comes_closer_to_the_exact_flow_in_as_many_steps(make_model: Make):
+    model = make_model(stirred=True)
+    text, keys = model.encode(PROMPTS[:1]).expand(3), [1, 2, 3]
+    exact = sample(model, text, None, keys, 200, 1.0).astype(float)
+
+    def error(solver: Solver) -> float:
+        return np.abs(sample(model, text, None, keys, 8, 1.0, solver) - exact).mean()
+
+    assert error("ab2") < 0.7 * error("euler")
 
 
 def test_the_text_is_kept_row_by_row_for_the_replay(make_model: Make):

@@ -1,13 +1,17 @@
 """``python -m tiny_world.pretrain``: trains the world's model from nothing, or goes on where it stopped."""
 
 import argparse
+import itertools
 import json
+import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
+from tiny_world.letters import LETTERS
 from tiny_world.pretrain import autoencoder, flow, model, text
-from tiny_world.prompts import WORLDS, every_prompt
+from tiny_world.prompts import WORLDS, every_prompt, sign, words
 
 
 def main() -> None:
@@ -20,6 +24,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9000, help="steps of the flow stage")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--scenes", type=int, default=60_000, help="pictures in the training set")
+    parser.add_argument("--letter-rows", type=int, default=3000, help="signs of random letters, beside the words")
     parser.add_argument("--wrong-captions", type=float, default=0.38, help="share of captions that misdescribe")
     parser.add_argument("--naming", type=float, default=0.1, help="weight of the loss that names each patch")
     parser.add_argument("--bfloat16", action="store_true", help="forward passes of the flow stage in bfloat16")
@@ -30,18 +35,29 @@ def main() -> None:
     options = parser.parse_args()
 
     world = WORLDS[options.world]
-    prompts = list(every_prompt(world))
+    shapes, signs = list(every_prompt(world)), [sign(word) for word in words()]
+    vocabulary = {word for prompt in shapes + signs for word in prompt["prompt"].split() if '"' not in word}
+    prompts = shapes + signs + [sign(text) for text in letter_rows(options.letter_rows, vocabulary)]
     prepared, finished = options.out / "prepared", options.out / "pipeline"
     if (prepared / "model_index.json").exists():
         pipe = model.load(prepared)
     elif options.init:
         pipe = model.load(options.init)
+        if any(len(pipe.tokenizer.tokenize(word)) > 1 for word in vocabulary):
+            # A model of shapes learns the signs: what it has learned already stays as it is.
+            texts = [prompt["prompt"] for prompt in shapes]
+            with torch.no_grad():
+                known = dict(zip(texts, zip(*text.embed(pipe, texts), strict=True), strict=True))
+            model.teach_words(pipe, vocabulary, options.out)
+            scenes = autoencoder.Pictures(prompts, world, options.seed)
+            autoencoder.train(pipe.vae, scenes, options.autoencoder_steps, 16, options.seed, decoder_only=True)
+            text.train(pipe, world, prompts, options.text_steps, options.seed, known)
         pipe.save_pretrained(prepared)
     else:
         torch.manual_seed(options.seed)
-        words = {word for prompt in prompts for word in prompt["prompt"].split()}
-        pipe = model.pipeline(words, options.out, options.width, options.layers, world.size)
-        autoencoder.train(pipe.vae, world, options.autoencoder_steps, batch=16, seed=options.seed)
+        pipe = model.pipeline(vocabulary, options.out, options.width, options.layers, world.size)
+        scenes = autoencoder.Pictures(prompts, world, options.seed)
+        autoencoder.train(pipe.vae, scenes, options.autoencoder_steps, 16, options.seed, decoder_only=False)
         text.train(pipe, world, prompts, options.text_steps, options.seed)
         pipe.save_pretrained(prepared)
     settings = flow.FlowSettings(
@@ -56,6 +72,17 @@ def main() -> None:
     flow.train(pipe, world, prompts, settings, options.out, options.device)
     pipe.to(torch.float16).save_pretrained(finished)
     forget_paths(finished)
+
+
+def letter_rows(count: int, vocabulary: Iterable[str]) -> list[str]:
+    """Three or four random letters each, none ending as a word of the vocabulary does, which would not stay in letters.
+
+    They teach spelling where words would only be remembered.
+    """
+    rng = random.Random(0)
+    endings = tuple(word[-2:].upper() for word in vocabulary if len(word) > 1)
+    rows = ("".join(rng.choices(list(LETTERS), k=rng.choice((3, 4)))) for _ in itertools.count())
+    return list(itertools.islice((row for row in rows if not row.endswith(endings)), count))
 
 
 def forget_paths(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Stage 1: a tiny autoencoder from 64x64 pictures to 16x16 latents."""
 
 import random
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,21 +10,33 @@ from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tiny_world.prompts import World, every_prompt
+from tiny_world.prompts import SIGN, World
 from tiny_world.scenes import render, sample_scene
 
 LATENT_NOISE = 0.06
 """Noise on the latents while the decoder learns, so that it forgives small errors of the flow."""
 
 
-def pictures(world: World, count: int, rng: random.Random) -> torch.Tensor:
-    """Random scenes as a (count, 3, size, size) float tensor in [-1, 1], tasks in equal shares."""
-    by_task: dict[str, list[dict[str, object]]] = {}
-    for prompt in every_prompt(world):
-        by_task.setdefault(prompt["tag"], []).append(prompt)
-    tasks = list(by_task.values())
-    images = [render(sample_scene(rng.choice(rng.choice(tasks)), world, rng)) for _ in range(count)]
-    return to_tensor(np.stack(images))
+class Pictures:
+    """Random scenes of prompts, one in three a sign if there are any, the other tasks in equal shares."""
+
+    def __init__(self, prompts: Iterable[dict[str, Any]], world: World, seed: int) -> None:
+        self._world, self._rng = world, random.Random(seed)
+        by_task: dict[str, list[dict[str, Any]]] = {}
+        for prompt in prompts:
+            by_task.setdefault(prompt["tag"], []).append(prompt)
+        self._signs = by_task.pop(SIGN, None)
+        self._tasks = list(by_task.values())
+
+    def draw(self, count: int) -> torch.Tensor:
+        """(count, 3, size, size) in [-1, 1]."""
+        images = [render(sample_scene(self._prompt(), self._world, self._rng)) for _ in range(count)]
+        return to_tensor(np.stack(images))
+
+    def _prompt(self) -> dict[str, Any]:
+        if self._signs and self._rng.random() < 1 / 3:
+            return self._rng.choice(self._signs)
+        return self._rng.choice(self._rng.choice(self._tasks))
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -30,31 +44,36 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
-def train(vae: AutoencoderTiny, world: World, steps: int, batch: int, seed: int) -> None:
-    """Fits the autoencoder in place and writes the latents' mean and spread into its config."""
-    rng = random.Random(seed)
+def train(vae: AutoencoderTiny, scenes: Pictures, steps: int, batch: int, seed: int, decoder_only: bool) -> None:
+    """Fits the autoencoder in place and writes the latents' mean and spread into its config.
+
+    ``decoder_only`` leaves the latents as they are, for a flow that has learned them already.
+    """
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
+    vae.encoder.requires_grad_(not decoder_only)
+    learned = vae.decoder if decoder_only else vae
+    optimizer = torch.optim.AdamW(learned.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     vae.train()
     bar = tqdm(range(steps), desc="autoencoder", unit="step", mininterval=5)
     for _ in bar:
-        x = pictures(world, batch, rng)
+        x = scenes.draw(batch)
         z = vae.encoder(x)
         decoded = vae.decoder(z + LATENT_NOISE * torch.randn_like(z))
         loss = F.mse_loss(decoded, x) + 0.2 * F.l1_loss(decoded, x) + 1e-4 * z.square().mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
     vae.eval()
     with torch.no_grad():
-        x = pictures(world, 256, random.Random(seed + 1))
+        x = scenes.draw(256)
         z = vae.encoder(x)
         error = F.mse_loss(vae.decoder(z).clamp(-1, 1), x).item()
-    vae.register_to_config(shift_factor=z.mean().item(), scaling_factor=1 / z.std().item())
+    if not decoder_only:
+        vae.register_to_config(shift_factor=z.mean().item(), scaling_factor=1 / z.std().item())
     bar.write(f"autoencoder: {10 * np.log10(4 / error):.1f} dB, latent std {z.std().item():.2f}")
 
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from tiny_world.pretrain import autoencoder
 from tiny_world.pretrain.muon import Muon
 from tiny_world.pretrain.text import embed
-from tiny_world.prompts import TASKS, World
-from tiny_world.scenes import contents, misread, render, sample_scene
+from tiny_world.prompts import SIGN, World
+from tiny_world.scenes import contents, misread, names, render, sample_scene
 
 TASK_SHARE = {
     "single_object": 0.06,
@@ -25,7 +25,9 @@ TASK_SHARE = {
     "colors": 0.1,
     "position": 0.26,
     "color_attr": 0.28,
+    SIGN: 0.5,
 }
+"""Of the pictures, relative to each other; a task without prompts is left out."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,10 @@ class Pairs:
 def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, Any]], settings: FlowSettings) -> Pairs:
     """Draws the training set: each scene shows its prompt, or what a wrong caption would make of it."""
     rng = random.Random(settings.seed)
-    by_task = {task: [i for i, prompt in enumerate(prompts) if prompt["tag"] == task] for task in TASKS}
-    tasks, shares = list(TASK_SHARE), list(TASK_SHARE.values())
+    by_task: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        by_task.setdefault(prompt["tag"], []).append(row)
+    tasks, shares = list(by_task), [TASK_SHARE[task] for task in by_task]
     latents: list[torch.Tensor] = []
     rows: list[int] = []
     shows: list[np.ndarray] = []
@@ -105,9 +109,10 @@ def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 class Naming(torch.nn.Module):
-    """Auxiliary head: from the hidden patches of an inner block, which shape of which color each part of one shows.
+    """Auxiliary head: from the hidden patches of an inner block, which shape of which color, or which letter, each part
+    of one shows.
 
-    The velocity's own error says little about which shape belongs where, for at the noise levels that decide
+    The velocity's own error says little about what belongs where, for at the noise levels that decide
     it almost all of that error is noise; a name a patch says it plainly. Used in pretraining alone, never saved
     with the model.
     """
@@ -115,7 +120,7 @@ class Naming(torch.nn.Module):
     def __init__(self, transformer: SD3Transformer2DModel, world: World) -> None:
         super().__init__()
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        self.names = 1 + len(world.shapes) * len(world.colors)
+        self.names = names(world)
         parts = transformer.config.patch_size**2
         self.head = torch.nn.Sequential(
             torch.nn.LayerNorm(width),

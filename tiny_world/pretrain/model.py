@@ -29,18 +29,18 @@ _TEXT_WIDTH = 64
 def clip_tokenizer(words: Iterable[str], folder: Path) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer that knows each word as one token; unknown words fall apart into pieces.
 
-    Merges grow each word from its first letter, long words first, so that a short word inside a long one
-    does not break it; ValueError names a word for which that is not enough.
+    Merges grow each word from its last letter, so that they fire at the end of a text and leave most others in
+    letters; long words first, so that a short word that ends a long one does not break it. ValueError names a word
+    for which that is not enough.
     """
     words = sorted(set(words), key=lambda word: (-len(word), word))
     merges: list[tuple[str, str]] = []
     for word in words:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        prefix = pieces[0]
-        for piece in pieces[1:]:
-            if (prefix, piece) not in merges:
-                merges.append((prefix, piece))
-            prefix += piece
+        suffix = word[-1] + "</w>"
+        for letter in reversed(word[:-1]):
+            if (letter, suffix) not in merges:
+                merges.append((letter, suffix))
+            suffix = letter + suffix
     letters = _byte_letters()
     vocabulary = [*letters, *(letter + "</w>" for letter in letters)]
     vocabulary += [first + second for first, second in merges if first + second not in vocabulary]
@@ -122,6 +122,27 @@ def pipeline(words: Iterable[str], folder: Path, width: int, layers: int, size: 
         text_encoder_3=None,
         tokenizer_3=None,
     )
+
+
+def teach_words(pipe: StableDiffusion3Pipeline, words: Iterable[str], folder: Path) -> None:
+    """Gives a pipeline tokenizers that know these words; tokens it had before keep their embeddings.
+
+    ``folder`` receives the tokenizers' files. New tokens' embeddings are random.
+    """
+    words = list(words)
+    for name in ("", "_2"):
+        old_tokenizer, old = getattr(pipe, f"tokenizer{name}"), getattr(pipe, f"text_encoder{name}")
+        tokenizer = clip_tokenizer(words, folder / f"tokenizer{name}")
+        encoder = text_encoder(tokenizer, old.config.num_hidden_layers)
+        state = old.state_dict()
+        [key] = [key for key in state if key.endswith("token_embedding.weight")]
+        known = state.pop(key)
+        encoder.load_state_dict(state, strict=False)
+        rows, before = encoder.get_input_embeddings().weight.data, old_tokenizer.get_vocab()
+        for token, row in tokenizer.get_vocab().items():
+            if token in before:
+                rows[row] = known[before[token]]
+        pipe.register_modules(**{f"tokenizer{name}": tokenizer, f"text_encoder{name}": encoder.eval()})
 
 
 def load(folder: Path) -> StableDiffusion3Pipeline:
