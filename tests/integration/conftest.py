@@ -2,12 +2,17 @@
 
 import itertools
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tiny_world.prompts import WORLDS, split
+
+# A shell starts its background jobs with Ctrl-C ignored, and so would what the tests start and then interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

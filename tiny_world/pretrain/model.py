@@ -134,15 +134,21 @@ def teach_words(pipe: StableDiffusion3Pipeline, words: Iterable[str], folder: Pa
         old_tokenizer, old = getattr(pipe, f"tokenizer{name}"), getattr(pipe, f"text_encoder{name}")
         tokenizer = clip_tokenizer(words, folder / f"tokenizer{name}")
         encoder = text_encoder(tokenizer, old.config.num_hidden_layers)
-        state = old.state_dict()
-        [key] = [key for key in state if key.endswith("token_embedding.weight")]
-        known = state.pop(key)
-        encoder.load_state_dict(state, strict=False)
-        rows, before = encoder.get_input_embeddings().weight.data, old_tokenizer.get_vocab()
-        for token, row in tokenizer.get_vocab().items():
-            if token in before:
-                rows[row] = known[before[token]]
+        carry_over(old, old_tokenizer, encoder, tokenizer)
         pipe.register_modules(**{f"tokenizer{name}": tokenizer, f"text_encoder{name}": encoder.eval()})
+
+
+def carry_over(old: torch.nn.Module, before: CLIPTokenizer, new: torch.nn.Module, after: CLIPTokenizer) -> None:
+    """Gives ``new`` all weights of ``old``; token embeddings follow their tokens, and tokens not known before keep the
+    ones that ``new`` has for them."""
+    state = old.state_dict()
+    [key] = [key for key in state if key.endswith("token_embedding.weight")]
+    known, rows = state[key], new.state_dict()[key].clone()
+    row_before = before.get_vocab()
+    for token, row in after.get_vocab().items():
+        if token in row_before:
+            rows[row] = known[row_before[token]]
+    new.load_state_dict(state | {key: rows})
 
 
 def load(folder: Path) -> StableDiffusion3Pipeline:

@@ -22,9 +22,9 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextM
 
 from tiny_world.flaws import FLAWS, flawed, photographed
 from tiny_world.pretrain.autoencoder import to_tensor
-from tiny_world.pretrain.model import TEXT_LENGTH
-from tiny_world.prompts import TASKS, WORLDS, World, split
-from tiny_world.scenes import contents, render, sample_scene
+from tiny_world.pretrain.model import TEXT_LENGTH, carry_over
+from tiny_world.prompts import WORLDS, World, sign, split, split_words
+from tiny_world.scenes import contents, names, render, sample_scene
 
 PATCH = 8
 FLAW_SHARE = {"mismatched": 0.2, "misread": 0.5, "smeared": 0.1, "broken": 0.1, "doubled": 0.1}
@@ -47,11 +47,13 @@ class Preferences:
 def preferences(prompts: Sequence[Metadata], world: World, count: int, seed: int) -> Preferences:
     """Pairs over the prompts, tasks in equal shares and flaws by FLAW_SHARE."""
     rng = random.Random(seed)
-    by_task = [[i for i, prompt in enumerate(prompts) if prompt["tag"] == task] for task in TASKS]
-    by_task = [rows for rows in by_task if rows]
+    by_task: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        by_task.setdefault(prompt["tag"], []).append(row)
+    tasks = list(by_task.values())
     pairs: list[tuple[Any, ...]] = []
     for _ in tqdm(range(count), desc="pairs", unit="pair", mininterval=5):
-        row = rng.choice(rng.choice(by_task))
+        row = rng.choice(rng.choice(tasks))
         flaw = rng.choices(FLAWS, [FLAW_SHARE[name] for name in FLAWS])[0]
         scene = sample_scene(prompts[row], world, rng)
         preferred = photographed(render(scene), rng)
@@ -98,9 +100,9 @@ def scores(model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor) -> tupl
     return model.logit_scale.exp() * (image_BD * text_BD).sum(-1), seen.last_hidden_state[:, 1:]
 
 
-def train(model: CLIPModel, pairs: Preferences, tokens: torch.Tensor, names: int, steps: int, seed: int) -> None:
+def train(model: CLIPModel, pairs: Preferences, tokens: torch.Tensor, things: int, steps: int, seed: int) -> None:
     """Fits the model in place, the learning rate falling to zero over the second half of the steps."""
-    head = torch.nn.Linear(model.config.vision_config.hidden_size, names)
+    head = torch.nn.Linear(model.config.vision_config.hidden_size, things)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(seed)
@@ -153,15 +155,15 @@ def main() -> None:
     known, held_out = split(world)
     # Single objects are all held out from RL; the model of taste has to know them.
     known += [prompt for prompt in held_out if prompt["tag"] == "single_object"]
+    for prompts, texts in zip((known, held_out), split_words(), strict=True):
+        prompts += [sign(text) for text in texts]
     tokenizer = CLIPTokenizer.from_pretrained(options.pipeline / "tokenizer")
+    text_encoder = CLIPTextModelWithProjection.from_pretrained(options.pipeline / "text_encoder", dtype=torch.float32)
+    model = untrained(tokenizer, world.size, text_encoder.config.num_hidden_layers)
+    model.text_model.load_state_dict(text_encoder.text_model.state_dict())
     if options.init:
-        model = CLIPModel.from_pretrained(options.init, dtype=torch.float32)
-    else:
-        text_encoder = CLIPTextModelWithProjection.from_pretrained(
-            options.pipeline / "text_encoder", dtype=torch.float32
-        )
-        model = untrained(tokenizer, world.size, text_encoder.config.num_hidden_layers)
-        model.text_model.load_state_dict(text_encoder.text_model.state_dict())
+        before = CLIPModel.from_pretrained(options.init, dtype=torch.float32)
+        carry_over(before, CLIPTokenizer.from_pretrained(options.init), model, tokenizer)
 
     def tokens(prompts: Sequence[Metadata]) -> torch.Tensor:
         texts = [prompt["prompt"] for prompt in prompts]
@@ -171,8 +173,7 @@ def main() -> None:
         return found
 
     pairs = preferences(known, world, options.pairs, options.seed)
-    names = 1 + len(world.shapes) * len(world.colors)
-    train(model, pairs, tokens(known), names, options.steps, options.seed)
+    train(model, pairs, tokens(known), names(world), options.steps, options.seed)
     test = preferences(held_out, world, 3000, options.seed + 1)
     found = {name: round(value, 4) for name, value in accuracy(model, test, tokens(held_out)).items()}
     model.half().save_pretrained(options.out)
