@@ -13,11 +13,13 @@ from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from reward_api.handover import Handover
 
 KEEP_ALIVE_S = 120
 HEADERS_S = 10.0  # who has not sent the head of a request by then is hung up on
+HEADERS_BYTES = 64 * 1024  # and who sends more than this for one, give or take a read from the socket
 DRAIN_S = 5.0
 TRUST_VARIABLE = "REWARD_TRUST_NETWORK"
 
@@ -61,12 +63,37 @@ def serve(
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(drain_s),
+        http=BoundedHead,
         headers=[("connection", "close")] if handover else None,
     )
     with contextlib.suppress(KeyboardInterrupt):
         _Server(config, Path(ready_file) if ready_file else None, failure, on_stop, notice_s, handover).run()
     if failure is not None and (fault := failure()) is not None:
         raise ServiceFailed(fault)
+
+
+class BoundedHead(HttpToolsProtocol):
+    """The framework's fast parser sets no limit to the head of a request; its slow one does."""
+
+    _head_bytes = 0
+    _in_head = True
+    _complete = 0
+
+    def data_received(self, data: bytes) -> None:
+        complete = self._complete
+        super().data_received(data)
+        if self._in_head and self._complete == complete:  # else these bytes ended a request
+            self._head_bytes += len(data)
+            if self._head_bytes > HEADERS_BYTES and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too long.")
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._complete = True, self._complete + 1
+        super().on_message_complete()
 
 
 class _Server(uvicorn.Server):

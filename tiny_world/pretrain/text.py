@@ -16,6 +16,8 @@ from tiny_world.letters import LETTERS
 from tiny_world.pretrain.model import MAX_SEQUENCE_LENGTH
 from tiny_world.prompts import RELATIONS, SIGN, World
 
+Embeddings = tuple[torch.Tensor, torch.Tensor]
+"""Of tokens (L, width), pooled (width,)."""
 LONGEST_SIGN = 4
 KEPT = 30.0
 """Weight of the error of embeddings that are to stay as they were."""
@@ -58,9 +60,6 @@ def embed(pipe: StableDiffusion3Pipeline, texts: list[str]) -> tuple[torch.Tenso
         texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=MAX_SEQUENCE_LENGTH
     )
     return tokens, pooled
-
-
-Embeddings = tuple[torch.Tensor, torch.Tensor]
 
 
 def train(
