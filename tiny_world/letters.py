@@ -10,10 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Strokes = list[NDArray[np.float64]]
+from tiny_world.raster import FIXED_POINT_BITS, SUBPIXELS, coverage_of, fixed_point
 
-_SUBPIXELS = 4
-_FIXED_POINT_BITS = 6
+Strokes = list[NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,16 @@ def ink(letter: str, font: Font, x: float, y: float, width: float, height: float
     """
     inner_width, inner_height = width - font.pen, height - font.pen
     lean = font.slant * inner_height
-    scale = _SUBPIXELS * (1 << _FIXED_POINT_BITS)
-    half_pixel = 0.5 / _SUBPIXELS
-    fine = np.zeros((size * _SUBPIXELS, size * _SUBPIXELS), dtype=np.uint8)
-    for stroke in LETTERS[letter]:
-        across = x + font.pen / 2 + stroke[:, 0] * inner_width + (0.5 - stroke[:, 1]) * lean
-        down = y + font.pen / 2 + stroke[:, 1] * inner_height
-        points = np.round((np.stack([across, down], axis=1) - half_pixel) * scale).astype(np.int32)
-        cv2.polylines(fine, [points], False, 255, math.ceil(font.pen * _SUBPIXELS), shift=_FIXED_POINT_BITS)
-    coarse = cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA)
-    return np.asarray(coarse, dtype=np.float32) / np.float32(255)
+    strokes = [
+        np.stack(
+            [
+                x + font.pen / 2 + stroke[:, 0] * inner_width + (0.5 - stroke[:, 1]) * lean,
+                y + font.pen / 2 + stroke[:, 1] * inner_height,
+            ],
+            axis=1,
+        )
+        for stroke in LETTERS[letter]
+    ]
+    pen = math.ceil(font.pen * SUBPIXELS)
+    lines = [fixed_point(stroke) for stroke in strokes]
+    return coverage_of(lambda fine: cv2.polylines(fine, lines, False, 255, pen, shift=FIXED_POINT_BITS), size)

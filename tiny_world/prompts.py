@@ -7,7 +7,7 @@ A metadata line is ``{"tag", "include": [{"class", "count", "color"?, "position"
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,14 @@ def every_prompt(world: World) -> Iterator[Metadata]:
         yield position(shape, relation, other)
     for (first, second), (one, two) in itertools.product(pairs, itertools.permutations(world.colors, 2)):
         yield color_attr(first, one, second, two)
+
+
+def rows_by_tag(prompts: Sequence[Metadata]) -> dict[str, list[int]]:
+    """The places of each tag's prompts, tags in the order they come in."""
+    found: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        found.setdefault(prompt["tag"], []).append(row)
+    return found
 
 
 HELD_OUT_FRACTION = {

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tiny_world.raster import FIXED_POINT_BITS, coverage_of, fixed_point
+
 Contours = list[NDArray[np.float64]]
 
 PALETTE: dict[str, tuple[int, int, int]] = {
@@ -28,9 +30,6 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 
 GROUND = 128
 """Mean gray level of the ground."""
-
-_SUBPIXELS = 4
-_FIXED_POINT_BITS = 6
 
 
 def _arc(radius: float, start: float, stop: float, points: int, cx: float = 0.0) -> NDArray[np.float64]:
@@ -98,13 +97,5 @@ def extent(shape: str) -> tuple[float, float, float, float]:
 
 def coverage(shape: str, cx: float, cy: float, radius: float, size: int) -> NDArray[np.float32]:
     """Antialiased coverage in [0, 1] of a shape on a ``size`` x ``size`` grid, coordinates in pixels."""
-    scale = _SUBPIXELS * (1 << _FIXED_POINT_BITS)
-    half_pixel = np.array([0.5, 0.5]) / _SUBPIXELS
-    contours = [
-        np.round((points * radius + np.array([cx, cy]) - half_pixel) * scale).astype(np.int32)
-        for points in OUTLINES[shape]
-    ]
-    fine = np.zeros((size * _SUBPIXELS, size * _SUBPIXELS), dtype=np.uint8)
-    cv2.fillPoly(fine, contours, 255, shift=_FIXED_POINT_BITS)
-    coarse = cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA)
-    return np.asarray(coarse, dtype=np.float32) / np.float32(255)
+    contours = [fixed_point(points * radius + np.array([cx, cy])) for points in OUTLINES[shape]]
+    return coverage_of(lambda fine: cv2.fillPoly(fine, contours, 255, shift=FIXED_POINT_BITS), size)

@@ -1,7 +1,7 @@
 """Stage 1: a tiny autoencoder from 64x64 pictures to 16x16 latents."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tiny_world.prompts import SIGN, World
+from tiny_world.prompts import SIGN, World, rows_by_tag
 from tiny_world.scenes import render, sample_scene
 
 LATENT_NOISE = 0.06
@@ -20,11 +20,9 @@ LATENT_NOISE = 0.06
 class Pictures:
     """Random scenes of prompts, one in three a sign if there are any, the other tasks in equal shares."""
 
-    def __init__(self, prompts: Iterable[dict[str, Any]], world: World, seed: int) -> None:
+    def __init__(self, prompts: Sequence[dict[str, Any]], world: World, seed: int) -> None:
         self._world, self._rng = world, random.Random(seed)
-        by_task: dict[str, list[dict[str, Any]]] = {}
-        for prompt in prompts:
-            by_task.setdefault(prompt["tag"], []).append(prompt)
+        by_task = {tag: [prompts[row] for row in rows] for tag, rows in rows_by_tag(prompts).items()}
         self._signs = by_task.pop(SIGN, None)
         self._tasks = list(by_task.values())
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tiny_world.pretrain import autoencoder
 from tiny_world.pretrain.muon import Muon
 from tiny_world.pretrain.text import embed
-from tiny_world.prompts import SIGN, World
+from tiny_world.prompts import SIGN, World, rows_by_tag
 from tiny_world.scenes import contents, misread, names, render, sample_scene
 
 TASK_SHARE = {
@@ -64,9 +64,7 @@ class Pairs:
 def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, Any]], settings: FlowSettings) -> Pairs:
     """Draws the training set: each scene shows its prompt, or what a wrong caption would make of it."""
     rng = random.Random(settings.seed)
-    by_task: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        by_task.setdefault(prompt["tag"], []).append(row)
+    by_task = rows_by_tag(prompts)
     tasks, shares = list(by_task), [TASK_SHARE[task] for task in by_task]
     latents: list[torch.Tensor] = []
     rows: list[int] = []

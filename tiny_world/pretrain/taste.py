@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextM
 from tiny_world.flaws import FLAWS, flawed, photographed
 from tiny_world.pretrain.autoencoder import to_tensor
 from tiny_world.pretrain.model import TEXT_LENGTH, carry_over
-from tiny_world.prompts import WORLDS, World, sign, split, split_words
+from tiny_world.prompts import WORLDS, World, rows_by_tag, sign, split, split_words
 from tiny_world.scenes import contents, names, render, sample_scene
 
 PATCH = 8
@@ -47,10 +47,7 @@ class Preferences:
 def preferences(prompts: Sequence[Metadata], world: World, count: int, seed: int) -> Preferences:
     """Pairs over the prompts, tasks in equal shares and flaws by FLAW_SHARE."""
     rng = random.Random(seed)
-    by_task: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        by_task.setdefault(prompt["tag"], []).append(row)
-    tasks = list(by_task.values())
+    tasks = list(rows_by_tag(prompts).values())
     pairs: list[tuple[Any, ...]] = []
     for _ in tqdm(range(count), desc="pairs", unit="pair", mininterval=5):
         row = rng.choice(rng.choice(tasks))
