@@ -29,7 +29,7 @@ from reward_api.http import (
     ParsedRequest,
     Tokens,
     check_token,
-    install_problem_handlers,
+    install_middleware,
     parse_score_request,
     problem,
     score_response,
@@ -70,7 +70,6 @@ def create_app(
     app = FastAPI(title="Reward gateway", description="Scores images by several rewards", lifespan=lifespan)
     app.state.gateway = gateway
     app.state.page, app.state.jobs = page, jobs
-    install_problem_handlers(app)
     if config.page.enabled:
         app.include_router(page_router(page, token))
     app.include_router(jobs_router(jobs, gateway.dispatchers, partial(check_token, token=token), bounds))
@@ -113,6 +112,7 @@ def create_app(
         return Response(msgspec.json.encode({"replicas_up": up}), media_type="application/json")
 
     install_admin(app, gateway, token)
+    install_middleware(app, score)
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -2,17 +2,20 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import httpx
 
+from gateway.connections import Connections
 from reward_api import ErrorCode, Item, ItemError, Outcome, RewardInfo
 from reward_api.client import TOKEN_VARIABLE
 from reward_api.origins import outgoing_headers
 from reward_api.wire import MSGPACK, decode_response, decode_rewards, encode_request
 
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.LocalProtocolError)
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _DEFAULT_PAUSE_S = 0.5
 
 
@@ -57,13 +60,8 @@ class Upstream:
 
     def __init__(self, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         token = os.environ.get(TOKEN_VARIABLE)
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            transport=transport,
-            trust_env=False,  # replicas are addressed directly, never through a proxy of the environment
-            # How many requests are out is the dispatchers' business; idle connections close before the servers' 75 s.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
-        )
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._transport = transport or Connections()
 
     async def score(self, url: str, items: Sequence[Item], *, deterministic: bool, timeout_s: float) -> list[Outcome]:
         """One outcome an item, in order. Raises Unreachable, Busy, Refused or Failed, and nothing else."""
@@ -74,8 +72,7 @@ class Upstream:
         headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "X-Deadline-Ms": str(int(timeout_s * 1000))}
         headers |= outgoing_headers()
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._http.post(f"{url}/v1/score", content=body, headers=headers, timeout=timeout_s)
+            response = await self._ask("POST", f"{url}/v1/score", timeout_s, body, headers)
         except _NEVER_SENT as error:
             raise Unreachable(f"{url}: {type(error).__name__}: {error}") from error
         except (TimeoutError, httpx.TimeoutException) as error:
@@ -87,8 +84,7 @@ class Upstream:
     async def ready(self, url: str, timeout_s: float) -> bool | None:
         """Whether the service says it is ready; None if it says nothing in time."""
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._http.get(f"{url}/readyz", timeout=timeout_s)
+            response = await self._ask("GET", f"{url}/readyz", timeout_s)
         except (TimeoutError, httpx.TimeoutException):
             return None
         except httpx.HTTPError:
@@ -98,14 +94,28 @@ class Upstream:
     async def info(self, url: str, timeout_s: float) -> RewardInfo | None:
         """What the service says of its reward; None if it does not."""
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._http.get(f"{url}/v1/info", timeout=timeout_s)
+            response = await self._ask("GET", f"{url}/v1/info", timeout_s)
             return decode_rewards(response.content)[0] if response.status_code == 200 else None
         except (TimeoutError, httpx.HTTPError, ValueError, IndexError):
             return None
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._transport.aclose()
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        timeout_s: float,
+        body: bytes | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> httpx.Response:
+        """One request and its whole answer. Raises TimeoutError and httpx.HTTPError."""
+        async with asyncio.timeout(timeout_s):
+            request = httpx.Request(method, url, content=body, headers={**self._headers, **headers})
+            response = await self._transport.handle_async_request(request)
+            await response.aread()
+        return response
 
 
 def _read_outcomes(url: str, response: httpx.Response, count: int) -> list[Outcome]:

@@ -15,7 +15,7 @@ from reward_api.http import (
     SCORE_OPENAPI,
     ParsedRequest,
     check_token,
-    install_problem_handlers,
+    install_middleware,
     parse_score_request,
     problem,
     score_response,
@@ -61,7 +61,6 @@ def create_app(
 
     app = FastAPI(title=f"Reward {name}", version=scorer.version, description=thread.info.meaning, lifespan=lifespan)
     app.state.failure = lambda: thread.failure
-    install_problem_handlers(app)
 
     def not_ready() -> str | None:
         return thread.not_ready or (handover.not_ready if handover else None)
@@ -109,6 +108,7 @@ def create_app(
     async def metrics_text() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
+    install_middleware(app, score)
     return app
 
 

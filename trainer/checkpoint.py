@@ -12,10 +12,11 @@ import torch
 
 from trainer.ema import MovingAverage
 from trainer.models.sd3 import SD3
+from trainer.prompts import PromptMix
 from trainer.update import PolicyUpdate
 
 STATE = "state.pt"
-_KEYS = {"epoch", "lora", "average", "average_updates", "optimizer", "optimizer_steps"}
+_KEYS = {"epoch", "lora", "average", "average_updates", "optimizer", "optimizer_steps", "prompts"}
 
 
 class CheckpointError(Exception):
@@ -28,7 +29,7 @@ class Checkpoints:
 
     folder: Path
 
-    def save(self, epoch: int, model: SD3, average: MovingAverage, update: PolicyUpdate) -> Path:
+    def save(self, epoch: int, model: SD3, average: MovingAverage, update: PolicyUpdate, mix: PromptMix) -> Path:
         """Writes the state after ``epoch`` epochs aside and renames it; older checkpoints are then removed."""
         final = self.folder / f"epoch_{epoch:06d}"
         aside = self.folder / f".{final.name}.partial"
@@ -41,6 +42,7 @@ class Checkpoints:
             "average_updates": average.updates,
             "optimizer": update.optimizer.state_dict(),
             "optimizer_steps": update.steps_done,
+            "prompts": mix.state,
         }
         torch.save(state, aside / STATE)
         with average.applied():
@@ -60,9 +62,11 @@ class Checkpoints:
         return sorted(self.folder.glob("epoch_*"))
 
 
-def restore(checkpoint: Path, model: SD3, average: MovingAverage, update: PolicyUpdate) -> int:
+def restore(checkpoint: Path, model: SD3, average: MovingAverage, update: PolicyUpdate, mix: PromptMix) -> int:
     """Loads a checkpoint in place and returns the number of epochs done. Raises CheckpointError."""
     state = _read(checkpoint)
+    if len(state["prompts"]) != len(mix.state):
+        raise CheckpointError(f"{checkpoint}: has {len(state['prompts'])} prompt sources, the recipe {len(mix.state)}")
     parameters = model.lora_parameters()
     shapes = [tuple(value.shape) for value in state["lora"]]
     if shapes != [tuple(parameter.shape) for parameter in parameters]:
@@ -73,6 +77,7 @@ def restore(checkpoint: Path, model: SD3, average: MovingAverage, update: Policy
     average.restore(state["average"], state["average_updates"])
     update.optimizer.load_state_dict(state["optimizer"])
     update.steps_done = state["optimizer_steps"]
+    mix.state = state["prompts"]
     return int(state["epoch"])
 
 

@@ -67,6 +67,9 @@ class PromptSource(Section):
     """Share of the epoch's groups, relative to the other sources."""
     tag_weights: dict[str, NonNegative] | None = None
     """Share of each tag inside this source; tags left out are never drawn. None draws prompts evenly."""
+    focus: float = Field(0.0, ge=0, lt=1)
+    """How much a prompt's chance, inside its tag, follows the spread of rewards its last groups had: groups of equal
+    rewards teach nothing. 0 does not look at it, as the paper."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "PromptSource":

@@ -69,7 +69,7 @@ class Run:
     def resume(self) -> None:
         """Goes on from the latest checkpoint, if there is one."""
         if checkpoint := self.checkpoints.latest():
-            self.epochs_done = restore(checkpoint, self.model, self.average, self.update)
+            self.epochs_done = restore(checkpoint, self.model, self.average, self.update, self.mix)
 
     def epoch(self, number: int) -> dict[str, float]:
         """Rollouts, scores, advantages, update; returns the epoch's metrics."""
@@ -84,6 +84,8 @@ class Run:
         rewards = tabulate(outcomes, prompts, config.rewards.details)
         rewards.check(config.rewards.max_missing)
         weights = [prompt.rewards for prompt in prompts]
+        total_SG = adv.weighted_sum(rewards.scores, weights)
+        self.mix.learn(prompts, total_SG)
         advantage_SG = adv.advantages(rewards.scores, weights, config.advantages)
         statistics = self.update.run(rollouts, advantage_SG)
         finished = time.monotonic()
@@ -91,7 +93,7 @@ class Run:
             self._save_samples(rollouts, outcomes, prompts, number)
         images = config.rollout.groups * config.rollout.group_size
         return {
-            **_reward_metrics(rewards, adv.weighted_sum(rewards.scores, weights)),
+            **_reward_metrics(rewards, total_SG),
             **statistics.metrics(),
             "time/rollout_s": drawn - started,
             "time/reward_wait_exposed": self.scorer.exposed_wait_s - waited,
@@ -169,7 +171,7 @@ class Run:
         return outcome
 
     def save(self) -> None:
-        self.checkpoints.save(self.epochs_done, self.model, self.average, self.update)
+        self.checkpoints.save(self.epochs_done, self.model, self.average, self.update, self.mix)
 
 
 def train(run: Run) -> None:

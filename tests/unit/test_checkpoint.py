@@ -10,9 +10,10 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from trainer.checkpoint import STATE, CheckpointError, Checkpoints, restore
-from trainer.config import LossConfig, OptimizerConfig, RolloutConfig, WindowConfig
+from trainer.config import LossConfig, OptimizerConfig, PromptSource, RolloutConfig, WindowConfig
 from trainer.ema import MovingAverage
 from trainer.models.sd3 import SD3
+from trainer.prompts import PromptMix
 from trainer.rollout import ImageNoise, roll_out, sample, window
 from trainer.update import PolicyUpdate
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.unit
 Make = Callable[..., SD3]
 
 PROMPTS = ["a photo of a red circle", "a photo of two crosses"]
+SOURCE = PromptSource(path="tiny_world:prompt_sets/small_train.jsonl", rewards={"redness": 1.0}, focus=0.5)
 ROLLOUT = RolloutConfig(groups=2, group_size=3, steps=5, window=WindowConfig(size=2, last=4))
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, ema_every=2, updates_per_epoch=1)
 
@@ -32,29 +34,33 @@ class Run:
         self.model = model
         self.average = MovingAverage(model.lora_parameters(), OPTIMIZER.ema_decay)
         self.update = PolicyUpdate(model, self.average, ROLLOUT, LossConfig(), OPTIMIZER, epochs=10)
+        self.mix = PromptMix([SOURCE], seed=3)
         self.images: np.ndarray = np.zeros(0)
 
     def epoch(self, number: int) -> None:
-        text = self.model.encode(PROMPTS)
+        prompts = self.mix.epoch(number, 2)
+        text = self.model.encode([prompt.text for prompt in prompts])
         trained = window(ROLLOUT, 3, number)
         rollout = roll_out(self.model, text, None, (0, 1), ROLLOUT, "full", trained, seed=3, epoch=number)
         self.images = rollout.images
         red = rollout.images[..., 0].astype(float).mean(axis=(1, 2)).reshape(2, 3)
+        self.mix.learn(prompts, red)
         self.update.run([rollout], (red - red.mean(axis=1, keepdims=True)) / red.std(axis=1, keepdims=True))
 
     def save(self, folder: Path, epochs: int = 1) -> Path:
-        return Checkpoints(folder).save(epochs, self.model, self.average, self.update)
+        return Checkpoints(folder).save(epochs, self.model, self.average, self.update, self.mix)
 
     def restore(self, checkpoint: Path) -> int:
-        return restore(checkpoint, self.model, self.average, self.update)
+        return restore(checkpoint, self.model, self.average, self.update, self.mix)
 
     def state(self) -> list[torch.Tensor]:
         """All numbers the run consists of."""
         moments = [value for slot in self.update.optimizer.state.values() for value in slot.values()]
         counts = torch.tensor([self.update.steps_done, self.average.updates])
+        spreads = torch.tensor([value for _, value in sorted(self.mix.state[0].items())])
         return [
             tensor.detach().clone()
-            for tensor in (*self.model.lora_parameters(), *self.average.average, *moments, counts)
+            for tensor in (*self.model.lora_parameters(), *self.average.average, *moments, counts, spreads)
         ]
 
 
@@ -144,7 +150,7 @@ def test_only_the_latest_checkpoint_is_kept(make_model: Make, tmp_path: Path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest() is None
     for epochs in (8, 9, 10, 100):
-        path = checkpoints.save(epochs, run.model, run.average, run.update)
+        path = checkpoints.save(epochs, run.model, run.average, run.update, run.mix)
         assert checkpoints.latest() == path
         assert os.listdir(checkpoints.folder) == [path.name] == [f"epoch_{epochs:06d}"]
 
@@ -215,3 +221,11 @@ def test_a_checkpoint_of_another_rank_is_refused(make_model: Make, tmp_path: Pat
     checkpoint = Run(make_model(rank=4)).save(tmp_path)
     with pytest.raises(CheckpointError, match="other shapes"):
         Run(make_model(rank=8)).restore(checkpoint)
+
+
+def test_a_checkpoint_of_a_recipe_with_more_prompt_sources_is_refused(make_model: Make, tmp_path: Path):
+    checkpoint = Run(make_model()).save(tmp_path)
+    other = Run(make_model())
+    other.mix = PromptMix([SOURCE, SOURCE], seed=3)
+    with pytest.raises(CheckpointError, match="has 1 prompt sources, the recipe 2"):
+        other.restore(checkpoint)

@@ -3,12 +3,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny_world
 from trainer.config import PromptSource
 from trainer.prompt_records import PromptError
-from trainer.prompts import PromptMix, load_prompts
+from trainer.prompts import Prompt, PromptMix, load_prompts
 
 pytestmark = pytest.mark.unit
 
@@ -145,3 +146,41 @@ def test_without_tag_weights_every_prompt_is_as_likely(tmp_path: Path):
     counts = Counter(prompt.text for prompt in mix.epoch(0, 3000))
     assert all(count == pytest.approx(1000, abs=120) for count in counts.values())
     assert len(counts) == 3
+
+
+def focused(tmp_path: Path, texts: list[str], **settings: Any) -> tuple[PromptMix, dict[str, Prompt]]:
+    path = write(tmp_path / "focus.txt", texts)
+    mix = PromptMix([source(path, **settings)], seed=0)
+    return mix, {prompt.text: prompt for prompt in load_prompts(source(path, **settings))}
+
+
+def shares(mix: PromptMix) -> dict[str, float]:
+    return {text: count / 6000 for text, count in Counter(prompt.text for prompt in mix.epoch(0, 6000)).items()}
+
+
+def test_focus_draws_prompts_by_the_spread_of_their_groups(tmp_path: Path):
+    mix, prompts = focused(tmp_path, ["solved", "open", "new"], focus=0.8)
+    assert shares(mix) == pytest.approx(dict.fromkeys(prompts, 1 / 3), abs=0.03)
+    mix.learn([prompts["solved"], prompts["open"]], np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 0.0]]))
+    # Spreads 0 and .5, mean .25: weights .2, 1.8, and 1 for the prompt not drawn yet.
+    assert shares(mix) == pytest.approx({"solved": 0.2 / 3, "open": 1.8 / 3, "new": 1 / 3}, abs=0.03)
+
+
+def test_focus_forgets_by_half_and_leaves_missing_rewards_out(tmp_path: Path):
+    mix, prompts = focused(tmp_path, ["a", "b"], focus=0.5)
+    both = [prompts["a"], prompts["b"]]
+    mix.learn(both, np.array([[0.0, 4.0, np.nan], [2.0, 2.0, 2.0]]))
+    mix.learn(both, np.array([[1.0, 1.0, 1.0], [np.nan, np.nan, 7.0]]))
+    assert mix.state == [{"a": 1.0, "b": 0.0}]
+
+
+def test_without_focus_nothing_is_learned(tmp_path: Path):
+    mix, prompts = focused(tmp_path, ["a", "b"])
+    mix.learn([prompts["a"]], np.array([[0.0, 1.0]]))
+    assert mix.state == [{}]
+
+
+def test_where_all_is_solved_focus_draws_evenly(tmp_path: Path):
+    mix, prompts = focused(tmp_path, ["a", "b"], focus=0.9)
+    mix.learn(list(prompts.values()), np.ones((2, 3)))
+    assert shares(mix) == pytest.approx({"a": 0.5, "b": 0.5}, abs=0.03)

@@ -1,0 +1,192 @@
+"""Kept HTTP/1.1 connections to the replicas, as an httpx transport.
+
+httpx's own pool spends as much processor time on a request as everything else the gateway does with it. Here a request
+leaves in one write, the answer is read by the parser that the servers use too, and nothing stands between. Proxies,
+redirects and HTTP/2 have no place between a gateway and its replicas.
+"""
+
+import asyncio
+import ssl
+import time
+from collections import defaultdict
+from typing import NamedTuple, cast
+
+import httptools
+import httpx
+
+CONNECT_S = 5.0
+IDLE_S = 30.0  # well before the services close an idle connection themselves
+ANSWER_BYTES = 64 * 2**20
+
+
+class Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+
+
+class Connections(httpx.AsyncBaseTransport):
+    """A pool without an upper bound: how many requests are out is up to the caller, as are their deadlines.
+
+    Raises ConnectError or ConnectTimeout where a request was not sent, RemoteProtocolError or ReadError where it was
+    and no whole answer of at most 64 MiB came back.
+    """
+
+    def __init__(self) -> None:
+        self._idle: dict[Origin, list[_Connection]] = defaultdict(list)
+        self._tls: ssl.SSLContext | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """One request and its whole answer; cancelling it closes the connection."""
+        url = request.url
+        origin = Origin(url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+        head, body = _head(request), await request.aread()
+        connection = self._reusable(origin) or await self._open(origin)
+        try:
+            response = await connection.send(head, body)
+        except BaseException:
+            connection.close()
+            raise
+        if connection.reusable:
+            connection.idle_since = time.monotonic()
+            self._idle[origin].append(connection)
+        else:
+            connection.close()
+        return response
+
+    async def aclose(self) -> None:
+        """Closes the idle connections."""
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+
+    def _reusable(self, origin: Origin) -> "_Connection | None":
+        """The connection used last; those that have been idle for long or were hung up on are dropped."""
+        idle, oldest = self._idle[origin], time.monotonic() - IDLE_S
+        while idle:
+            connection = idle.pop()
+            if connection.reusable and connection.idle_since >= oldest:
+                return connection
+            connection.close()
+        return None
+
+    async def _open(self, origin: Origin) -> "_Connection":
+        tls = self._context() if origin.scheme == "https" else None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                _, connection = await loop.create_connection(_Connection, origin.host, origin.port, ssl=tls)
+        except TimeoutError as error:
+            raise httpx.ConnectTimeout(f"no connection within {CONNECT_S:g} s") from error
+        except OSError as error:
+            raise httpx.ConnectError(str(error)) from error
+        return connection
+
+    def _context(self) -> ssl.SSLContext:
+        self._tls = self._tls or ssl.create_default_context()
+        return self._tls
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, one request at a time. The ``on_`` methods are called by the parser."""
+
+    def __init__(self) -> None:
+        self.idle_since = 0.0
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[httpx.Response] | None = None
+        self._keep = True
+        self._clear()
+
+    @property
+    def reusable(self) -> bool:
+        return self._keep and self._transport is not None and not self._transport.is_closing()
+
+    async def send(self, head: bytes, body: bytes) -> httpx.Response:
+        assert self._transport is not None
+        self._clear()
+        self._answer = asyncio.get_running_loop().create_future()
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport.writelines([head, body])
+        return await self._answer
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but the name
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():
+            self._unasked()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(httpx.RemoteProtocolError(f"unreadable answer: {error}"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._keep = False
+        if error is None and self._ends_with_the_connection:
+            self._finish()
+        elif error is None:
+            self._fail(httpx.RemoteProtocolError("the connection was closed before the whole answer was there"))
+        else:
+            self._fail(httpx.ReadError(f"the connection was lost: {error}"))
+
+    def on_message_begin(self) -> None:
+        if self._answer is None or self._answer.done():
+            self._unasked()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        sized = any(name.lower() in {b"content-length", b"transfer-encoding"} for name, _ in self._headers)
+        self._ends_with_the_connection = not sized
+
+    def on_body(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > ANSWER_BYTES:
+            self._fail(httpx.ReadError(f"the answer is longer than {ANSWER_BYTES} bytes"))
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_status_code() < 200:  # an interim answer: the real one follows
+            self._clear()
+            return
+        self._keep = self._keep and self._parser.should_keep_alive()
+        self._finish()
+
+    def _unasked(self) -> None:
+        """More than one answer to a request: whatever comes on this connection cannot be told apart any more."""
+        self._keep = False
+        self.close()
+
+    def _finish(self) -> None:
+        if self._answer is not None and not self._answer.done():
+            status = self._parser.get_status_code()
+            self._answer.set_result(httpx.Response(status, headers=self._headers, content=b"".join(self._parts)))
+        self._clear()
+
+    def _fail(self, error: httpx.TransportError) -> None:
+        self._keep = False
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+        self.close()
+
+    def _clear(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._ends_with_the_connection = False
+
+
+def _head(request: httpx.Request) -> bytes:
+    """Request line and headers, of which httpx has set Host and Content-Length. Raises LocalProtocolError."""
+    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
+    lines += [b"%b: %b" % (name, value) for name, value in request.headers.raw]
+    if any(b"\n" in line or b"\r" in line for line in lines):
+        raise httpx.LocalProtocolError("a header holds a line break")
+    return b"\r\n".join([*lines, b"", b""])
