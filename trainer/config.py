@@ -113,10 +113,12 @@ class RolloutConfig(Section):
     """``a``: exploration; for cps in (0, 1], for flow_sde .7 in the paper."""
     shared_noise: bool = False
     """One initial noise for a group: its images part ways at the window, and the steps before it are taken once a
-    group. Cheaper, and differences in reward are the window's doing; the paper found different noise better."""
+    group. Cheaper, and differences in reward are the window's doing; the paper, with ``credit: noise``, found different
+    noise better."""
     credit: Literal["noise", "image"] = "noise"
     """What a step is credited with: the latent it drew (the paper), or the part of it that the final image explains.
-    ``image`` makes the gradient far less noisy, so that small runs learn; clip ranges do not carry over."""
+    ``image`` makes the gradient far less noisy, so that small runs learn; clip ranges do not carry over. It wants
+    ``shared_noise``: else what the initial noise did is credited to the step, and long runs drift."""
     window: WindowConfig | None = None
     """None makes every step but the last stochastic."""
     guidance: float = Field(1.0, ge=1.0)
