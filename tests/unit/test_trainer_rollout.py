@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from trainer.config import RolloutConfig, Solver, WindowConfig
+from trainer.config import LossConfig, RolloutConfig, Solver, WindowConfig
 from trainer.draws import key
 from trainer.models.sd3 import SD3
-from trainer.rollout import ImageNoise, Rollout, roll_out, sample, window
-from trainer.steps import STEPS
+from trainer.policy_loss import clipped_policy_loss, log_prob, log_ratio
+from trainer.rollout import ImageNoise, Rollout, credited_by_image, roll_out, sample, window
+from trainer.steps import STEPS, StepDistribution
 
 pytestmark = pytest.mark.unit
 
@@ -209,6 +210,34 @@ def test_credit_changes_neither_images_nor_states(make_model: Make):
         assert torch.equal(one.x_BCHW, other.x_BCHW)
         assert torch.equal(one.mean_BCHW, other.mean_BCHW)
         assert not torch.equal(one.next_BCHW, other.next_BCHW)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_advantages_over_one_noise_cancel_the_models_own_prediction(shared: bool):
+    """The update must come from the images. A prediction that is off by one amount for the whole group drops out of
+    the gradient; one that is off image by image, as it can be where their noises differ, does not."""
+    torch.manual_seed(0)
+    t, s, shape = 0.9, 0.8, (6, 2, 4, 4)
+    config = LossConfig(clip=1.0, ratio_norm=True)
+    advantage = torch.tensor([1.0, 1.0, 0.5, -0.5, -1.0, -1.0])
+    images = torch.randn(shape)
+    mean, off = torch.randn(1, *shape[1:]).expand(shape), torch.randn(1 if shared else 6, *shape[1:])
+
+    def gradient(predicted: torch.Tensor) -> torch.Tensor:
+        """Of the loss, by a shift of all means, as a shared x_t and one set of weights move them."""
+        shift = torch.zeros(1, *shape[1:], requires_grad=True)
+        credited = credited_by_image(StepDistribution(mean, 0.7), s, predicted, images)
+        old = log_prob(credited, StepDistribution(mean, 0.7))
+        ratio = log_ratio(credited, StepDistribution(mean + shift, 0.7), old, mean, config)
+        clipped_policy_loss(ratio, advantage, config, s - t).loss.backward()
+        assert shift.grad is not None
+        return shift.grad
+
+    right = torch.randn(1, *shape[1:]).expand(shape)
+    # By hand: -sum A (1 - s) image / (std * elements * |dt|), the prediction nowhere in it.
+    expected = -(advantage.view(-1, 1, 1, 1) * (1 - s) * images).sum(0, keepdim=True) / (0.7 * 32 * (t - s))
+    torch.testing.assert_close(gradient(right), expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(gradient(right + off), expected, rtol=1e-4, atol=1e-5) is shared
 
 
 @torch.no_grad()
