@@ -112,12 +112,12 @@ def create_app(
         return Response(msgspec.json.encode({"replicas_up": up}), media_type="application/json")
 
     install_admin(app, gateway, token)
-    install_middleware(app, score)
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    install_middleware(app, score)
     return app
 
 

@@ -134,7 +134,7 @@ def install_middleware(app: Starlette, score: Endpoint) -> None:
 class ScoreFirst:
     """Middleware: POST /v1/score goes straight to its endpoint.
 
-    Routing, exit stacks and the handling of exceptions, layer after layer, take as long as the rest of a small request,
+    Routing, exit stacks and the handling of exceptions, layer after layer, take as long as reading a small request,
     and it needs none of them. The route stands in the app all the same, for its OpenAPI.
     """
 
@@ -184,23 +184,15 @@ def check_token(request: Request, token: Tokens) -> str:
 
 async def unless_hung_up(request: Request, work: Awaitable[T]) -> T:
     """Await `work`, but cancel it and raise ClientDisconnect when the client hangs up. The body must be read."""
-    task = asyncio.current_task()
-    assert task is not None
-
-    def hung_up(watch: "asyncio.Future[None]") -> None:
-        if not watch.cancelled():
-            task.cancel()
-
+    task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(request))
-    watch.add_done_callback(hung_up)
     try:
-        return await work
-    except asyncio.CancelledError:
-        if watch.done() and task.uncancel() == 0:  # else somebody else cancels the task
-            raise ClientDisconnect from None
-        raise
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
     finally:
-        watch.remove_done_callback(hung_up)
+        task.cancel()
         watch.cancel()
 
 

@@ -117,6 +117,9 @@ def credited_by_image(step: StepDistribution, s: float, predicted_BCHW: Tensor, 
     Every step kind has mean = (1 - s) x0 + (...) x1 in the predicted image x0 and noise x1. Had the step known the
     final image, its mean would be mean + (1 - s) (image - x0); what the drawn noise adds to that says nothing about
     the image, hence nothing about the reward, and only makes the policy gradient noisier.
+
+    Where a group shares x_t, its advantages sum to zero over x0 and the images alone move the policy. Where it does
+    not, image - x0 and the advantage may both depend on x_t; their product, which no action caused, grows by itself.
     """
     return step.mean + (1 - s) * (image_BCHW - predicted_BCHW)
 

@@ -163,6 +163,18 @@ async def test_a_long_idle_connection_is_dropped(monkeypatch: pytest.MonkeyPatch
     assert len(server.peers) == 2
 
 
+async def test_nothing_is_kept_of_replicas_that_are_gone():
+    async with serving(saying(OK)) as gone, serving(saying(OK)) as there:
+        there.pool = gone.pool
+        await gone.get()
+        for peer in gone.peers:
+            peer.hang_up()
+        await asyncio.sleep(0.05)
+        assert len(gone.pool._idle) == 1
+        await there.get()
+        assert [origin.port for origin in gone.pool._idle] == [int(there.url.rsplit(":", 1)[1])]
+
+
 async def test_nobody_there_is_told_from_lost_on_the_way():
     async with serving(saying(OK)) as server:
         pass
