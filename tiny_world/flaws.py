@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tiny_world.prompts import SIGN, World
+from tiny_world.prompts import NEVER_MISREAD, World, is_sign
 from tiny_world.scenes import Scene, misread, render, sample_scene
 
 Picture = NDArray[np.uint8]
@@ -26,9 +26,9 @@ def flawed(
 ) -> Picture:
     """The same with a flaw. ``others`` are prompts a mismatched picture may show instead.
 
-    Single objects cannot be misread; they are mismatched then.
+    Single objects and letters cannot be misread; they are mismatched then.
     """
-    if flaw == "mismatched" or (flaw == "misread" and metadata["tag"] == "single_object"):
+    if flaw == "mismatched" or (flaw == "misread" and metadata["tag"] in NEVER_MISREAD):
         wanted = _subject(metadata)
         other = next(other for other in iter(lambda: rng.choice(others), None) if _subject(other) != wanted)
         return clean(other, world, rng)
@@ -41,7 +41,7 @@ def flawed(
 
 def _subject(metadata: dict[str, Any]) -> list[str]:
     """What is seen, without colors and places."""
-    if metadata["tag"] == SIGN:
+    if is_sign(metadata):
         return [metadata["text"]]
     return sorted(clause["class"] for clause in metadata["include"] for _ in range(clause["count"]))
 

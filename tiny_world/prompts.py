@@ -1,7 +1,8 @@
 """The world's prompts: pictures of shapes in GenEval's templates and metadata format, and signs.
 
 A metadata line is ``{"tag", "include": [{"class", "count", "color"?, "position"?}], "exclude"?, "prompt"}``;
-``position`` is ``[relation, index of the clause it refers to]``. A sign's is ``{"tag", "text", "prompt"}``.
+``position`` is ``[relation, index of the clause it refers to]``. A sign's is ``{"tag", "text", "prompt"}``; a single
+letter has a tag of its own, as a single object has.
 """
 
 import itertools
@@ -15,6 +16,8 @@ from typing import Any
 Metadata = dict[str, Any]
 
 SIGN = "sign"
+SINGLE_LETTER = "single_letter"
+NEVER_MISREAD = ("single_object", SINGLE_LETTER)
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -103,7 +106,12 @@ def color_attr(first: str, first_color: str, second: str, second_color: str) -> 
 
 
 def sign(text: str) -> Metadata:
-    return {"tag": SIGN, "text": text, "prompt": f'a sign that says "{text}"'}
+    tag = SINGLE_LETTER if len(text) == 1 else SIGN
+    return {"tag": tag, "text": text, "prompt": f'a sign that says "{text}"'}
+
+
+def is_sign(prompt: Metadata) -> bool:
+    return "text" in prompt
 
 
 def words() -> list[str]:

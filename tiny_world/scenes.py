@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_world.letters import FONTS, LETTERS, Font, ink
-from tiny_world.prompts import RELATIONS, SIGN, World
+from tiny_world.prompts import NEVER_MISREAD, RELATIONS, World, is_sign
 from tiny_world.shapes import GROUND, PALETTE, coverage, extent
 
 _RADII = {1: (9.0, 15.0), 2: (8.5, 12.0), 3: (7.5, 9.5), 4: (7.0, 8.5)}
@@ -94,7 +94,7 @@ class Scene:
 def sample_scene(metadata: dict[str, Any], world: World, rng: random.Random) -> Scene:
     """A scene that shows exactly what the metadata asks for; what it leaves open, colors, places and fonts, is drawn at
     random."""
-    if metadata["tag"] == SIGN:
+    if is_sign(metadata):
         return Scene(_letters(metadata["text"], world, rng), _ground(rng), world.size)
     wanted = [(clause["class"], clause.get("color")) for clause in metadata["include"] for _ in range(clause["count"])]
     relations = [clause.get("position") for clause in metadata["include"] for _ in range(clause["count"])]
@@ -147,11 +147,13 @@ def contents(scene: Scene, world: World, cells: int) -> NDArray[np.int64]:
 def misread(metadata: dict[str, Any], world: World, rng: random.Random) -> dict[str, Any]:
     """The metadata of a picture that a careless caption would describe with this prompt.
 
-    A count, a relation, the binding of an attribute or the spelling of a sign is changed; single objects have none and
-    stay.
+    A count, a relation, the binding of an attribute or the spelling of a sign is changed; single objects and letters
+    have none and stay.
     """
     tag = metadata["tag"]
-    if tag == SIGN:
+    if tag in NEVER_MISREAD:
+        return metadata
+    if is_sign(metadata):
         return {"tag": tag, "text": misspelt(metadata["text"], rng)}
     include = [dict(clause) for clause in metadata["include"]]
     if tag == "two_object":

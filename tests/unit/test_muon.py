@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tiny_world.pretrain.muon import Muon, orthogonalise
+from tiny_world.pretrain.muon import Muon, muon_and_adamw, orthogonalise
 
 pytestmark = pytest.mark.unit
 
@@ -43,3 +43,16 @@ def test_matrices_without_a_gradient_stay():
     matrix = torch.nn.Parameter(torch.ones(4, 4))
     Muon([matrix], lr=0.1).step()
     assert torch.equal(matrix, torch.ones(4, 4))
+
+
+def test_matrices_of_the_blocks_go_to_muon_and_every_parameter_to_one_optimizer():
+    model = torch.nn.ModuleDict({"embedding": torch.nn.Linear(4, 8), "blocks": torch.nn.Linear(8, 8)})
+    head = torch.nn.Linear(8, 2)
+    muon, adamw = (
+        [id(parameter) for group in tool.param_groups for parameter in group["params"]]
+        for tool in muon_and_adamw(model.named_parameters(), "blocks", head.parameters(), 1e-3)
+    )
+    assert muon == [id(model["blocks"].weight)]
+    assert sorted(adamw) == sorted(
+        id(parameter) for parameter in (*model["embedding"].parameters(), model["blocks"].bias, *head.parameters())
+    )

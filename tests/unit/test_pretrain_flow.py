@@ -13,7 +13,6 @@ from tiny_world.pretrain.flow import (
     by_patch,
     hidden_patches,
     noise_levels,
-    optimizers,
     rate,
     velocity_loss,
 )
@@ -85,13 +84,6 @@ def test_naming_teaches_the_blocks_before_the_last_and_leaves_the_last_alone(
     first, _, last = transformer.transformer_blocks
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in first.parameters())
     assert all(p.grad is None for p in last.parameters())
-
-
-def test_the_optimizers_hold_every_parameter_once(transformer: SD3Transformer2DModel):
-    naming = Naming(transformer, WORLDS["small"])
-    held = [id(p) for tool in optimizers(transformer, naming, 1e-3) for g in tool.param_groups for p in g["params"]]
-    assert len(held) == len(set(held))
-    assert set(held) == {id(p) for module in (transformer, naming) for p in module.parameters()}
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero():

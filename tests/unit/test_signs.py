@@ -16,7 +16,7 @@ from tiny_world.letters import FONTS, LETTERS, ink
 from tiny_world.pretrain import text
 from tiny_world.pretrain.__main__ import letter_rows
 from tiny_world.pretrain.model import TEXT_LENGTH, clip_tokenizer, load, teach_words
-from tiny_world.prompts import WORLDS, every_prompt, sign, split_words, words
+from tiny_world.prompts import SINGLE_LETTER, WORLDS, every_prompt, sign, split_words, words
 from tiny_world.scenes import Letter, contents, misread, misspelt, names, render, sample_scene
 
 pytestmark = pytest.mark.unit
@@ -133,6 +133,12 @@ def test_a_misspelt_text_keeps_its_length_and_differs_in_one_to_all_letters():
         assert set(found) <= set(LETTERS)
         wrong[sum(a != b for a, b in zip(found, "JUMP", strict=True))] += 1
     assert set(wrong) == {1, 2, 3, 4}
+
+
+def test_a_single_letter_has_its_own_tag_and_no_typo():
+    assert {sign(letter)["tag"] for letter in LETTERS} == {SINGLE_LETTER}
+    assert {sign(word)["tag"] for word in words()} == {"sign"}
+    assert all(misread(sign(letter), WORLDS["small"], random.Random(0)) == sign(letter) for letter in LETTERS)
 
 
 def test_a_misread_sign_is_a_misspelt_one():

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9000, help="steps of the flow stage")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--scenes", type=int, default=60_000, help="pictures in the training set")
+    parser.add_argument("--signs", type=float, default=0.5, help="pictures of signs for one of shapes")
     parser.add_argument("--letter-rows", type=int, default=3000, help="signs of random letters, beside the words")
     parser.add_argument("--wrong-captions", type=float, default=0.38, help="share of captions that misdescribe")
     parser.add_argument("--naming", type=float, default=0.1, help="weight of the loss that names each patch")
@@ -35,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
 
     world = WORLDS[options.world]
-    shapes, signs = list(every_prompt(world)), [sign(word) for word in words()]
+    shapes, signs = list(every_prompt(world)), [sign(text) for text in (*LETTERS, *words())]
     vocabulary = {word for prompt in shapes + signs for word in prompt["prompt"].split() if '"' not in word}
     prompts = shapes + signs + [sign(text) for text in letter_rows(options.letter_rows, vocabulary)]
     prepared, finished = options.out / "prepared", options.out / "pipeline"
@@ -64,6 +65,7 @@ def main() -> None:
         steps=options.steps,
         batch=options.batch,
         scenes=options.scenes,
+        signs=options.signs,
         wrong_captions=options.wrong_captions,
         naming=options.naming,
         bfloat16=options.bfloat16,

@@ -18,12 +18,12 @@ LATENT_NOISE = 0.06
 
 
 class Pictures:
-    """Random scenes of prompts, one in three a sign if there are any, the other tasks in equal shares."""
+    """Random scenes of prompts, one in three a word if there are any, the other tasks in equal shares."""
 
     def __init__(self, prompts: Sequence[dict[str, Any]], world: World, seed: int) -> None:
         self._world, self._rng = world, random.Random(seed)
         by_task = {tag: [prompts[row] for row in rows] for tag, rows in rows_by_tag(prompts).items()}
-        self._signs = by_task.pop(SIGN, None)
+        self._words = by_task.pop(SIGN, None)
         self._tasks = list(by_task.values())
 
     def draw(self, count: int) -> torch.Tensor:
@@ -32,8 +32,8 @@ class Pictures:
         return to_tensor(np.stack(images))
 
     def _prompt(self) -> dict[str, Any]:
-        if self._signs and self._rng.random() < 1 / 3:
-            return self._rng.choice(self._signs)
+        if self._words and self._rng.random() < 1 / 3:
+            return self._rng.choice(self._words)
         return self._rng.choice(self._rng.choice(self._tasks))
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tiny_world.pretrain import autoencoder
-from tiny_world.pretrain.muon import Muon
+from tiny_world.pretrain.muon import muon_and_adamw
 from tiny_world.pretrain.text import embed
-from tiny_world.prompts import SIGN, World, rows_by_tag
+from tiny_world.prompts import SIGN, SINGLE_LETTER, World, rows_by_tag
 from tiny_world.scenes import contents, misread, names, render, sample_scene
 
 TASK_SHARE = {
@@ -25,9 +25,8 @@ TASK_SHARE = {
     "colors": 0.1,
     "position": 0.26,
     "color_attr": 0.28,
-    SIGN: 0.5,
 }
-"""Of the pictures, relative to each other; a task without prompts is left out."""
+"""Of the pictures of shapes."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,14 @@ class FlowSettings:
     """Knobs of the stage; ``steps`` may be raised later and the run resumed.
 
     ``naming`` weighs the auxiliary loss of ``Naming``; 0 leaves it out. ``bfloat16`` pays on a GPU and on a CPU with
-    instructions for it; any other is slowed down tenfold by it.
+    instructions for it; any other is slowed down tenfold by it. ``signs`` is how many pictures of signs there are for
+    one of shapes.
     """
 
     steps: int
     batch: int = 64
     scenes: int = 60_000
+    signs: float = 0.5
     wrong_captions: float = 0.38
     learning_rate: float = 2e-3
     cooldown: float = 0.5
@@ -65,7 +66,8 @@ def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, 
     """Draws the training set: each scene shows its prompt, or what a wrong caption would make of it."""
     rng = random.Random(settings.seed)
     by_task = rows_by_tag(prompts)
-    tasks, shares = list(by_task), [TASK_SHARE[task] for task in by_task]
+    share = TASK_SHARE | {SIGN: 0.9 * settings.signs, SINGLE_LETTER: 0.1 * settings.signs}
+    tasks, shares = list(by_task), [share[task] for task in by_task]
     latents: list[torch.Tensor] = []
     rows: list[int] = []
     shows: list[np.ndarray] = []
@@ -75,7 +77,7 @@ def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, 
         task = rng.choices(tasks, shares)[0]
         row = rng.choice(by_task[task])
         shown = prompts[row]
-        if task != "single_object" and rng.random() < settings.wrong_captions:
+        if rng.random() < settings.wrong_captions:
             shown = misread(shown, world, rng)
         rows.append(row)
         scene = sample_scene(shown, world, rng)
@@ -158,19 +160,6 @@ def velocity_loss(
     return F.mse_loss(v.float(), x1 - x0)
 
 
-def optimizers(transformer: SD3Transformer2DModel, naming: Naming, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for everything else."""
-    matrices: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = list(naming.parameters())
-    for name, parameter in transformer.named_parameters():
-        inside = name.startswith("transformer_blocks") and parameter.ndim == 2
-        (matrices if inside else rest).append(parameter)
-    return [
-        Muon(matrices, lr=learning_rate),
-        torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
-    ]
-
-
 def rate(step: int, settings: FlowSettings) -> float:
     """Warm-up over 200 steps, constant, then linear to zero over the last ``cooldown`` of all steps."""
     left = (settings.steps - step) / max(1.0, settings.cooldown * settings.steps)
@@ -202,7 +191,9 @@ def train(
     hidden = hidden_patches(transformer)
     for block in transformer.transformer_blocks:
         block.compile()
-    tools = optimizers(transformer, naming, settings.learning_rate)
+    tools = muon_and_adamw(
+        transformer.named_parameters(), "transformer_blocks", naming.parameters(), settings.learning_rate
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     start = 0
     checkpoint = folder / "flow.pt"

@@ -23,12 +23,14 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextM
 from tiny_world.flaws import FLAWS, flawed, photographed
 from tiny_world.pretrain.autoencoder import to_tensor
 from tiny_world.pretrain.model import TEXT_LENGTH, carry_over
+from tiny_world.pretrain.muon import muon_and_adamw
 from tiny_world.prompts import WORLDS, World, rows_by_tag, sign, split, split_words
 from tiny_world.scenes import contents, names, render, sample_scene
 
 PATCH = 8
 FLAW_SHARE = {"mismatched": 0.2, "misread": 0.5, "smeared": 0.1, "broken": 0.1, "doubled": 0.1}
 NAMING = 0.5
+LEARNING_RATE = 2e-3
 Metadata = dict[str, Any]
 
 
@@ -97,29 +99,34 @@ def scores(model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor) -> tupl
     return model.logit_scale.exp() * (image_BD * text_BD).sum(-1), seen.last_hidden_state[:, 1:]
 
 
-def train(model: CLIPModel, pairs: Preferences, tokens: torch.Tensor, things: int, steps: int, seed: int) -> None:
+def train(
+    model: CLIPModel, pairs: Preferences, tokens: torch.Tensor, things: int, steps: int, seed: int, bfloat16: bool
+) -> None:
     """Fits the model in place, the learning rate falling to zero over the second half of the steps."""
     head = torch.nn.Linear(model.config.vision_config.hidden_size, things)
     parameters = [*model.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    tools = muon_and_adamw(model.named_parameters(), "encoder.layers", head.parameters(), LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
     smooth = [0.7, 3.0]
     model.train()
     with tqdm(range(steps), desc="taste", unit="step", mininterval=5) as bar:
         for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * min(1.0, (step + 1) / 200, 2 * (1 - step / steps))
             rows = torch.randint(len(pairs.prompts), (64,), generator=generator)
             text = tokens[pairs.prompts[rows]]
             both = torch.cat([pairs.preferred[rows], pairs.other[rows]])
-            score_B, patches = scores(model, both, torch.cat([text, text]))
-            preferred, other = score_B.chunk(2)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                score_B, patches = scores(model, both, torch.cat([text, text]))
+                named = head(patches[: len(rows)]).flatten(0, 1)
+            preferred, other = score_B.float().chunk(2)
             loss = F.softplus(other - preferred).mean()
-            unnamed = F.cross_entropy(head(patches[: len(rows)]).flatten(0, 1), pairs.contents[rows].flatten())
-            optimizer.zero_grad()
+            unnamed = F.cross_entropy(named.float(), pairs.contents[rows].flatten())
             (loss + NAMING * unnamed).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            for tool in tools:
+                for group in tool.param_groups:
+                    group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 200, 2 * (1 - step / steps))
+                tool.step()
+                tool.zero_grad()
             smooth = [old + 0.02 * (new.item() - old) for old, new in zip(smooth, (loss, unnamed), strict=True)]
             bar.set_postfix(loss=f"{smooth[0]:.4f}", naming=f"{smooth[1]:.4f}", refresh=False)
     model.eval()
@@ -145,6 +152,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=60_000)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--init", type=Path, help="a finished model to go on from")
+    parser.add_argument("--bfloat16", action="store_true", help="forward passes in bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -170,7 +178,7 @@ def main() -> None:
         return found
 
     pairs = preferences(known, world, options.pairs, options.seed)
-    train(model, pairs, tokens(known), names(world), options.steps, options.seed)
+    train(model, pairs, tokens(known), names(world), options.steps, options.seed, options.bfloat16)
     test = preferences(held_out, world, 3000, options.seed + 1)
     found = {name: round(value, 4) for name, value in accuracy(model, test, tokens(held_out)).items()}
     model.half().save_pretrained(options.out)

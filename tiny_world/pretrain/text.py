@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tiny_world.letters import LETTERS
 from tiny_world.pretrain.model import MAX_SEQUENCE_LENGTH
-from tiny_world.prompts import RELATIONS, SIGN, World
+from tiny_world.prompts import RELATIONS, World, is_sign
 
 Embeddings = tuple[torch.Tensor, torch.Tensor]
 """Of tokens (L, width), pooled (width,)."""
@@ -25,7 +25,7 @@ KEPT = 30.0
 
 def attributes(metadata: dict[str, Any], world: World) -> list[int]:
     """Class indices (shape, color, count, second shape, second color, relation, each letter); 0 stands for absent."""
-    if metadata["tag"] == SIGN:
+    if is_sign(metadata):
         letters = [_index(list(LETTERS), letter) for letter in metadata["text"]]
         return [0] * 6 + letters + [0] * (LONGEST_SIGN - len(letters))
     clauses = metadata["include"]
