@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(options.recipe, overrides)
         services = rewards_needed(config, options.world)
         _say(f"[1/3] starting {', '.join(services)} and the gateway on free ports of this machine")
-        with LocalStack(services, log_dir=folder.with_name(f"{folder.name}-services")) as stack:
+        replicas = replicas_wanted(config, os.cpu_count() or 1)
+        with LocalStack(services, replicas, log_dir=folder.with_name(f"{folder.name}-services")) as stack:
             _say(f"[2/3] rewards answer at {stack.gateway_url}; loading torch and {config.model.path}")
             arguments = [str(options.recipe), "--overwrite", *overrides, f"--rewards.url={stack.gateway_url}"]
             if status := _train(arguments):
@@ -51,6 +52,15 @@ def rewards_needed(config: TrainConfig, world: str | None = None) -> dict[str, d
     world = world or _world([config.model.path, *(source.path for source in sources)])
     options = {"geneval": {"world": world} if world else {}}
     return {name: options.get(name, {}) for source in sources for name in source.rewards}
+
+
+def replicas_wanted(config: TrainConfig, cores: int) -> dict[str, int]:
+    """How many processes a reward shall have where one is too few.
+
+    Reading a picture on one core takes longer than drawing it on two, so that OCR would be waited for.
+    """
+    trained = {name for source in config.prompts for name in source.rewards}
+    return {"ocr": min(2, cores)} if "ocr" in trained else {}
 
 
 def _world(paths: Iterable[str]) -> str | None:

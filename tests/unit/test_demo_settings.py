@@ -3,9 +3,12 @@ from pathlib import Path
 import pytest
 
 from flow_grpo import demo
-from trainer.config import ConfigError, TrainConfig
+from trainer.config import ConfigError, TrainConfig, load_config
+from trainer.prompts import PromptMix, load_prompts
 
 pytestmark = pytest.mark.unit
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 def config(model: str, prompts: str, rewards: dict[str, float], held_out: dict[str, float] | None) -> TrainConfig:
@@ -38,6 +41,37 @@ def test_geneval_looks_for_the_shapes_of_the_recipes_world(model: str, prompts: 
 def test_training_and_evaluation_rewards_are_both_started() -> None:
     settings = config("tiny_world:weights/small", "p.txt", {"geneval": 1.0, "ocr": 0.5}, {"pickscore": 1.0})
     assert demo.rewards_needed(settings) == {"geneval": {"world": "small"}, "ocr": {}, "pickscore": {}}
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(1, 1), (2, 2), (16, 2)])
+def test_ocr_has_a_second_process_where_it_is_trained_on(cores: int, processes: int) -> None:
+    trained = config("m", "p.txt", {"geneval": 1.0, "ocr": 0.5}, {"ocr": 1.0})
+    assert demo.replicas_wanted(trained, cores) == {"ocr": processes}
+    assert demo.replicas_wanted(config("m", "p.txt", {"geneval": 1.0}, {"ocr": 1.0}), cores) == {}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_is_one_the_demo_can_run_and_judges_what_it_trains_on(recipe: Path) -> None:
+    settings = load_config(recipe)
+    assert settings.name == recipe.stem
+    PromptMix(settings.prompts, settings.seed).epoch(0, settings.rollout.groups)
+    trained, held_out = (
+        {name for source in sources for name in source.rewards}
+        for sources in (settings.prompts, settings.evaluation.prompts)
+    )
+    assert trained <= held_out
+    assert demo.rewards_needed(settings).keys() == held_out
+
+
+def test_no_recipe_trains_on_a_prompt_it_is_judged_by() -> None:
+    for recipe in RECIPES:
+        settings = load_config(recipe)
+        trained, held_out = (
+            {prompt.text for source in sources for prompt in load_prompts(source)}
+            for sources in (settings.prompts, settings.evaluation.prompts)
+        )
+        assert trained
+        assert not trained & held_out, recipe
 
 
 def test_a_recipe_without_evaluation_has_nothing_to_compare() -> None:

@@ -14,6 +14,7 @@ from tiny_world.pretrain.flow import (
     hidden_patches,
     noise_levels,
     rate,
+    task_shares,
     velocity_loss,
 )
 from tiny_world.prompts import WORLDS
@@ -92,3 +93,13 @@ def test_the_rate_warms_up_stays_and_falls_to_zero():
     assert rate(300, settings) == 1.0
     assert rate(750, settings) == pytest.approx(0.5)
     assert rate(1000, settings) == 0.0
+
+
+def test_shares_add_up_and_singles_are_their_share_of_shapes_and_of_signs():
+    share = task_shares(signs=0.8, singles=0.3)
+    signs = share["sign"] + share["single_letter"]
+    assert signs == pytest.approx(0.8)
+    assert sum(share.values()) - signs == pytest.approx(1.0)
+    assert share["single_object"] == pytest.approx(0.3)
+    assert share["single_letter"] == pytest.approx(0.3 * signs)
+    assert share["color_attr"] / share["colors"] == pytest.approx(2.8)

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--scenes", type=int, default=60_000, help="pictures in the training set")
     parser.add_argument("--signs", type=float, default=0.5, help="pictures of signs for one of shapes")
+    parser.add_argument("--singles", type=float, default=0.1, help="share of single objects and letters among them")
     parser.add_argument("--letter-rows", type=int, default=3000, help="signs of random letters, beside the words")
     parser.add_argument("--wrong-captions", type=float, default=0.38, help="share of captions that misdescribe")
     parser.add_argument("--naming", type=float, default=0.1, help="weight of the loss that names each patch")
@@ -66,6 +67,7 @@ def main() -> None:
         batch=options.batch,
         scenes=options.scenes,
         signs=options.signs,
+        singles=options.singles,
         wrong_captions=options.wrong_captions,
         naming=options.naming,
         bfloat16=options.bfloat16,

@@ -19,14 +19,13 @@ from tiny_world.prompts import SIGN, SINGLE_LETTER, World, rows_by_tag
 from tiny_world.scenes import contents, misread, names, render, sample_scene
 
 TASK_SHARE = {
-    "single_object": 0.06,
     "two_object": 0.12,
     "counting": 0.18,
     "colors": 0.1,
     "position": 0.26,
     "color_attr": 0.28,
 }
-"""Of the pictures of shapes."""
+"""Of the pictures of several shapes, or of one in a color that is asked for, relative to each other."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,14 @@ class FlowSettings:
 
     ``naming`` weighs the auxiliary loss of ``Naming``; 0 leaves it out. ``bfloat16`` pays on a GPU and on a CPU with
     instructions for it; any other is slowed down tenfold by it. ``signs`` is how many pictures of signs there are for
-    one of shapes.
+    one of shapes; a share ``singles`` of either shows a single object or letter.
     """
 
     steps: int
     batch: int = 64
     scenes: int = 60_000
     signs: float = 0.5
+    singles: float = 0.1
     wrong_captions: float = 0.38
     learning_rate: float = 2e-3
     cooldown: float = 0.5
@@ -66,7 +66,7 @@ def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, 
     """Draws the training set: each scene shows its prompt, or what a wrong caption would make of it."""
     rng = random.Random(settings.seed)
     by_task = rows_by_tag(prompts)
-    share = TASK_SHARE | {SIGN: 0.9 * settings.signs, SINGLE_LETTER: 0.1 * settings.signs}
+    share = task_shares(settings.signs, settings.singles)
     tasks, shares = list(by_task), [share[task] for task in by_task]
     latents: list[torch.Tensor] = []
     rows: list[int] = []
@@ -87,6 +87,14 @@ def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, 
             latents.append(autoencoder.encode(pipe.vae, np.stack(pending)))
             pending.clear()
     return Pairs(torch.cat(latents), torch.from_numpy(np.stack(shows)), torch.tensor(rows))
+
+
+def task_shares(signs: float, singles: float) -> dict[str, float]:
+    """How often each task is drawn: ``signs`` for one picture of shapes, a share ``singles`` of both with one thing
+    alone."""
+    several = (1 - singles) / sum(TASK_SHARE.values())
+    shapes = {task: several * share for task, share in TASK_SHARE.items()} | {"single_object": singles}
+    return shapes | {SIGN: signs * (1 - singles), SINGLE_LETTER: signs * singles}
 
 
 def by_patch(cells: np.ndarray, patch: int) -> np.ndarray:
