@@ -91,11 +91,15 @@ def untrained(tokenizer: CLIPTokenizer, size: int, text_layers: int) -> CLIPMode
 
 
 def scores(model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """exp(logit_scale) cos of each image (B, H, W, 3) with its text (B, L): (B,), and the patches (B, N, width)."""
+    """exp(logit_scale) cos of each image (B, H, W, 3) with its text (T, L): (B,), and the patches (B, N, width).
+
+    With several images a text the texts begin again after T images.
+    """
     pixels = to_tensor(images.numpy())
     seen = model.vision_model(pixel_values=pixels)
     image_BD = F.normalize(model.visual_projection(seen.pooler_output), dim=-1)
-    text_BD = F.normalize(model.get_text_features(input_ids=tokens).pooler_output, dim=-1)
+    text_TD = F.normalize(model.get_text_features(input_ids=tokens).pooler_output, dim=-1)
+    text_BD = text_TD.repeat(len(images) // len(tokens), 1)
     return model.logit_scale.exp() * (image_BD * text_BD).sum(-1), seen.last_hidden_state[:, 1:]
 
 
@@ -115,7 +119,7 @@ def train(
             text = tokens[pairs.prompts[rows]]
             both = torch.cat([pairs.preferred[rows], pairs.other[rows]])
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                score_B, patches = scores(model, both, torch.cat([text, text]))
+                score_B, patches = scores(model, both, text)
                 named = head(patches[: len(rows)]).flatten(0, 1)
             preferred, other = score_B.float().chunk(2)
             loss = F.softplus(other - preferred).mean()
