@@ -21,7 +21,7 @@ from PIL import Image
 from trainer.before_after import Item
 from trainer.grids import Sample, save_grid
 from trainer.paired import PairedDifference, paired_diversity, paired_rewards
-from trainer.tracking import read_metrics
+from trainer.tracking import read_metrics, reward_names
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -32,7 +32,7 @@ PICTURES_PER_TASK = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and what is made of them")
@@ -53,10 +53,10 @@ def run(recipe: Path, seed: int, folder: Path, overrides: list[str]) -> Path:
     return folder
 
 
-def evaluations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the run's evaluations before and after saved."""
-    before, after = (json.loads((folder / "evaluation" / f"{label}.json").read_text()) for label in ("before", "after"))
-    return before, after
+def evaluation(folder: Path, label: str) -> dict[str, Any]:
+    """What the run's evaluation ``before`` or ``after`` saved."""
+    content: dict[str, Any] = json.loads((folder / "evaluation" / f"{label}.json").read_text())
+    return content
 
 
 def table(runs: list[Path]) -> str:
@@ -68,13 +68,13 @@ def table(runs: list[Path]) -> str:
     ]
     finals: dict[str, list[float]] = {}
     for folder in runs:
-        before, after = evaluations(folder)
+        before, after = evaluation(folder, "before"), evaluation(folder, "after")
         for name, difference in paired_rewards(before, after).items():
-            old, new = (evaluation["rewards"][name]["score"] for evaluation in (before, after))
+            old, new = (saved["rewards"][name]["score"] for saved in (before, after))
             finals.setdefault(name, []).append(new)
             lines.append(_row(folder.name, name, old, new, difference))
         if spread := paired_diversity(before, after):
-            old, new = (statistics.mean(evaluation["diversity"].values()) for evaluation in (before, after))
+            old, new = (statistics.mean(saved["diversity"].values()) for saved in (before, after))
             finals.setdefault("diversity", []).append(new)
             lines.append(_row(folder.name, "diversity", old, new, spread))
     for name, values in finals.items():
@@ -86,18 +86,16 @@ def table(runs: list[Path]) -> str:
 
 
 def _row(run: str, name: str, old: float, new: float, paired: PairedDifference) -> str:
-    interval = f"{paired.mean:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
     unit = paired.deviation
     relative = f"{paired.mean / unit:+.2f} [{paired.low / unit:+.2f}, {paired.high / unit:+.2f}]" if unit else "-"
-    return f"| {run} | {name} | {old:.3f} | {new:.3f} | {interval} | {relative} |"
+    return f"| {run} | {name} | {old:.3f} | {new:.3f} | {paired} | {relative} |"
 
 
 def curves(runs: list[Path], path: Path) -> None:
     """Training rewards by epoch, a panel each, and the gradient's norm; a line a run."""
     metrics = {folder.name: read_metrics(folder) for folder in runs}
-    entries = next(iter(metrics.values()))
-    names = [key for key in entries[-1] if key.startswith("reward/") and f"{key}_std" in entries[-1]]
-    panels = [*names, "policy/gradient_norm"]
+    rewards = reward_names(next(iter(metrics.values())))
+    panels = [*(f"reward/{name}" for name in rewards), "policy/gradient_norm"]
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], panels, strict=True):
         for label, lines in metrics.items():
@@ -116,16 +114,14 @@ def curves(runs: list[Path], path: Path) -> None:
 def pictures(runs: list[Path], path: Path) -> None:
     """Held-out pictures: a row a prompt, before and then after each run, from the same noise."""
     folders = [(runs[0], "before"), *((folder, "after") for folder in runs)]
-    items = [
-        (folder, json.loads((folder / "evaluation" / f"{when}.json").read_text())["items"]) for folder, when in folders
-    ]
+    items = [evaluation(folder, when)["items"] for folder, when in folders]
     taken: dict[str, int] = {}
     samples = []
-    for same in zip(*(listed for _, listed in items), strict=True):
+    for same in zip(*items, strict=True):
         tag = same[0]["tag"]
         taken[tag] = taken.get(tag, 0) + 1
         if taken[tag] <= PICTURES_PER_TASK:
-            samples += [_sample(folder, item) for (folder, _), item in zip(items, same, strict=True)]
+            samples += [_sample(folder, item) for (folder, _), item in zip(folders, same, strict=True)]
     save_grid(samples, path, columns=2 * len(folders))
 
 

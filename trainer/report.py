@@ -16,7 +16,7 @@ from PIL import Image
 from trainer.before_after import data_uri, gallery
 from trainer.charts import line_chart
 from trainer.paired import PairedDifference, paired_diversity, paired_rewards
-from trainer.tracking import read_metrics
+from trainer.tracking import read_metrics, reward_names
 
 _MISSING = "missing"
 
@@ -226,7 +226,7 @@ CURVES = (
 def _curves(run: Recorded) -> str:
     if not run.metrics:
         return _missing("There are no curves: metrics.jsonl is missing or holds no finished epoch.")
-    figures = [_reward_curve(run, name) for name in _reward_names(run.metrics)]
+    figures = [_reward_curve(run, name) for name in reward_names(run.metrics)]
     for curve in CURVES:
         line = _line(run.metrics, curve.metric)
         finite = [value for _, value in line if math.isfinite(value)]
@@ -235,12 +235,6 @@ def _curves(run: Recorded) -> str:
         elif line and not finite:
             figures.append(_figure(curve.title, "no finite value was logged", ""))
     return f'<p class="quiet">Horizontal: epochs.</p><div class="charts">{"".join(figures)}</div>'
-
-
-def _reward_names(metrics: Sequence[dict[str, float]]) -> list[str]:
-    """Rewards among the metrics: each is logged as ``reward/NAME`` together with ``reward/NAME_std``."""
-    keys = dict.fromkeys(key for entry in metrics for key in entry if key.startswith("reward/"))
-    return [key.removeprefix("reward/") for key in keys if f"{key}_std" in keys]
 
 
 def _reward_curve(run: Recorded, name: str) -> str:

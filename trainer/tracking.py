@@ -1,7 +1,7 @@
 """Where a run's numbers go: ``metrics.jsonl``, one line an epoch, and TensorBoard."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -47,3 +47,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return entries
+
+
+def reward_names(metrics: Sequence[Mapping[str, float]]) -> list[str]:
+    """Rewards among the metrics: each is logged as ``reward/NAME`` together with ``reward/NAME_std``."""
+    keys = dict.fromkeys(key for entry in metrics for key in entry if key.startswith("reward/"))
+    return [key.removeprefix("reward/") for key in keys if f"{key}_std" in keys]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tiny_world.pretrain.muon import Muon, muon_and_adamw, orthogonalise
+from tiny_world.pretrain.muon import Muon, orthogonalise
+from tiny_world.pretrain.optimizers import muon_and_adamw, take_step
 
 pytestmark = pytest.mark.unit
 
@@ -56,3 +57,14 @@ def test_matrices_of_the_blocks_go_to_muon_and_every_parameter_to_one_optimizer(
     assert sorted(adamw) == sorted(
         id(parameter) for parameter in (*model["embedding"].parameters(), model["blocks"].bias, *head.parameters())
     )
+
+
+def test_a_step_moves_what_every_optimizer_holds_at_the_rate_given_and_clears_gradients():
+    first, second = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    tools = [torch.optim.SGD([first], lr=9.0), torch.optim.SGD([second], lr=9.0)]
+    (first.sum() + 2 * second.sum()).backward()
+    take_step(tools, 0.1)
+    torch.testing.assert_close(first.detach(), torch.full((3,), 0.9))
+    torch.testing.assert_close(second.detach(), torch.full((3,), 0.8))
+    assert first.grad is None
+    assert second.grad is None

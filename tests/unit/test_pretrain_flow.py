@@ -8,15 +8,14 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from tiny_world.pretrain.flow import (
-    FlowSettings,
     Naming,
     by_patch,
     hidden_patches,
     noise_levels,
-    rate,
     task_shares,
     velocity_loss,
 )
+from tiny_world.pretrain.optimizers import rate
 from tiny_world.prompts import WORLDS
 from tiny_world.scenes import names
 
@@ -88,11 +87,10 @@ def test_naming_teaches_the_blocks_before_the_last_and_leaves_the_last_alone(
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero():
-    settings = FlowSettings(steps=1000, cooldown=0.5)
-    assert rate(0, settings) == pytest.approx(1 / 200)
-    assert rate(300, settings) == 1.0
-    assert rate(750, settings) == pytest.approx(0.5)
-    assert rate(1000, settings) == 0.0
+    assert rate(0, 1000, cooldown=0.5) == pytest.approx(1 / 200)
+    assert rate(300, 1000, cooldown=0.5) == 1.0
+    assert rate(750, 1000, cooldown=0.5) == pytest.approx(0.5)
+    assert rate(1000, 1000, cooldown=0.5) == 0.0
 
 
 def test_shares_add_up_and_singles_are_their_share_of_shapes_and_of_signs():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tiny_world.pretrain import autoencoder
-from tiny_world.pretrain.muon import muon_and_adamw
+from tiny_world.pretrain.optimizers import muon_and_adamw, rate, take_step
 from tiny_world.pretrain.text import embed
 from tiny_world.prompts import SIGN, SINGLE_LETTER, World, rows_by_tag
 from tiny_world.scenes import contents, misread, names, render, sample_scene
@@ -168,12 +168,6 @@ def velocity_loss(
     return F.mse_loss(v.float(), x1 - x0)
 
 
-def rate(step: int, settings: FlowSettings) -> float:
-    """Warm-up over 200 steps, constant, then linear to zero over the last ``cooldown`` of all steps."""
-    left = (settings.steps - step) / max(1.0, settings.cooldown * settings.steps)
-    return min(1.0, (step + 1) / 200, left)
-
-
 def train(
     pipe: StableDiffusion3Pipeline,
     world: World,
@@ -245,11 +239,7 @@ def train(
             unnamed = naming.loss(hidden[0], shows[chosen])
         (loss + settings.naming * unnamed).backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        for tool in tools:
-            for group in tool.param_groups:
-                group["lr"] = settings.learning_rate * rate(step, settings)
-            tool.step()
-            tool.zero_grad()
+        take_step(tools, settings.learning_rate * rate(step, settings.steps, settings.cooldown))
         decay = min(settings.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(average, [p.detach() for p in transformer.parameters()], 1 - decay)
         smooth += 0.01 * (loss.item() - smooth)

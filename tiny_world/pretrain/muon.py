@@ -62,20 +62,3 @@ class Muon(torch.optim.Optimizer):
         average: Tensor = state.setdefault("average", torch.zeros_like(matrix))
         average.lerp_(gradient, 1 - momentum)
         return gradient.lerp(average, momentum)
-
-
-def muon_and_adamw(
-    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
-    inside: str,
-    others: Iterable[torch.nn.Parameter],
-    learning_rate: float,
-) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices whose name contains ``inside``, AdamW for all that is left and for ``others``."""
-    matrices: list[torch.nn.Parameter] = []
-    rest = list(others)
-    for name, parameter in named_parameters:
-        (matrices if inside in name and parameter.ndim == 2 else rest).append(parameter)
-    return [
-        Muon(matrices, lr=learning_rate),
-        torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
-    ]

@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextM
 from tiny_world.flaws import FLAWS, flawed, photographed
 from tiny_world.pretrain.autoencoder import to_tensor
 from tiny_world.pretrain.model import TEXT_LENGTH, carry_over
-from tiny_world.pretrain.muon import muon_and_adamw
+from tiny_world.pretrain.optimizers import muon_and_adamw, rate, take_step
 from tiny_world.prompts import WORLDS, World, rows_by_tag, sign, split, split_words
 from tiny_world.scenes import contents, names, render, sample_scene
 
@@ -126,11 +126,7 @@ def train(
             unnamed = F.cross_entropy(named.float(), pairs.contents[rows].flatten())
             (loss + NAMING * unnamed).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            for tool in tools:
-                for group in tool.param_groups:
-                    group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 200, 2 * (1 - step / steps))
-                tool.step()
-                tool.zero_grad()
+            take_step(tools, LEARNING_RATE * rate(step, steps))
             smooth = [old + 0.02 * (new.item() - old) for old, new in zip(smooth, (loss, unnamed), strict=True)]
             bar.set_postfix(loss=f"{smooth[0]:.4f}", naming=f"{smooth[1]:.4f}", refresh=False)
     model.eval()
