@@ -8,10 +8,12 @@ letter has a tag of its own, as a single object has.
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tiny_world.letters import LETTERS
 
 Metadata = dict[str, Any]
 
@@ -117,6 +119,22 @@ def is_sign(prompt: Metadata) -> bool:
 def words() -> list[str]:
     """The words of the signs: three or four capitals each, which no token of the prompts' other words ends."""
     return (Path(__file__).parent / "prompt_sets" / "words.txt").read_text(encoding="utf-8").split()
+
+
+def unquoted_words(prompts: Iterable[Metadata]) -> set[str]:
+    """The words the prompts are made of, what a sign says left out."""
+    return {word for prompt in prompts for word in prompt["prompt"].split() if '"' not in word}
+
+
+def letter_rows(count: int, vocabulary: Iterable[str], kept_back: Container[str] = ()) -> list[str]:
+    """Three or four random letters each, none ending as a word of the vocabulary does, which would not stay in letters.
+
+    They teach spelling where words would only be remembered. ``kept_back`` are words that must not be among them.
+    """
+    rng = random.Random(0)
+    endings = tuple(word[-2:].upper() for word in vocabulary if len(word) > 1)
+    rows = ("".join(rng.choices(list(LETTERS), k=rng.choice((3, 4)))) for _ in itertools.count())
+    return list(itertools.islice((row for row in rows if not row.endswith(endings) and row not in kept_back), count))
 
 
 def every_prompt(world: World) -> Iterator[Metadata]:

@@ -14,16 +14,23 @@ import tiny_world
 from reward_services.ocr.rapid import RapidReader
 from tiny_world.letters import FONTS, LETTERS, ink
 from tiny_world.pretrain import text
-from tiny_world.pretrain.__main__ import letter_rows
 from tiny_world.pretrain.model import TEXT_LENGTH, clip_tokenizer, load, teach_words
-from tiny_world.prompts import SINGLE_LETTER, WORLDS, every_prompt, sign, split_words, words
+from tiny_world.prompts import (
+    SINGLE_LETTER,
+    WORLDS,
+    every_prompt,
+    letter_rows,
+    sign,
+    split_words,
+    unquoted_words,
+    words,
+)
 from tiny_world.scenes import Letter, contents, misread, misspelt, names, render, sample_scene
 
 pytestmark = pytest.mark.unit
 
 SETS = Path(tiny_world.__file__).parent / "prompt_sets"
-VOCABULARY = {word for world in WORLDS.values() for prompt in every_prompt(world) for word in prompt["prompt"].split()}
-VOCABULARY |= {"sign", "that", "says"}
+VOCABULARY = unquoted_words([sign("FOX"), *(prompt for world in WORLDS.values() for prompt in every_prompt(world))])
 
 
 # Words
@@ -36,6 +43,17 @@ def test_quoted_text_is_one_token_a_letter(tmp_path: Path):
         letters = [*word[:-1].lower(), word[-1].lower() + "</w>"]
         assert tokens == ["a</w>", "sign</w>", "that</w>", "says</w>", '"</w>', *letters, '"</w>'], word
         assert len(tokens) + 2 <= TEXT_LENGTH
+
+
+def test_letter_rows_leave_out_what_is_kept_back():
+    rows = letter_rows(50, VOCABULARY)
+    without = letter_rows(50, VOCABULARY, kept_back=rows[:3])
+    assert without[:47] == rows[3:]
+    assert len(without) == len(set(without)) == 50
+
+
+def test_unquoted_words_leave_out_what_a_sign_says():
+    assert unquoted_words([sign("FOX")]) == {"a", "sign", "that", "says"}
 
 
 def test_words_are_three_or_four_capitals_and_come_once():

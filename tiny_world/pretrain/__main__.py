@@ -1,17 +1,14 @@
 """``python -m tiny_world.pretrain``: trains the world's model from nothing, or goes on where it stopped."""
 
 import argparse
-import itertools
 import json
-import random
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from tiny_world.letters import LETTERS
 from tiny_world.pretrain import autoencoder, flow, model, text
-from tiny_world.prompts import WORLDS, every_prompt, sign, words
+from tiny_world.prompts import WORLDS, every_prompt, letter_rows, sign, unquoted_words, words
 
 
 def main() -> None:
@@ -29,6 +26,7 @@ def main() -> None:
     parser.add_argument("--letter-rows", type=int, default=3000, help="signs of random letters, beside the words")
     parser.add_argument("--wrong-captions", type=float, default=0.38, help="share of captions that misdescribe")
     parser.add_argument("--naming", type=float, default=0.1, help="weight of the loss that names each patch")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="of the flow stage, at its height")
     parser.add_argument("--bfloat16", action="store_true", help="forward passes of the flow stage in bfloat16")
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
     parser.add_argument("--text-steps", type=int, default=600)
@@ -38,7 +36,7 @@ def main() -> None:
 
     world = WORLDS[options.world]
     shapes, signs = list(every_prompt(world)), [sign(text) for text in (*LETTERS, *words())]
-    vocabulary = {word for prompt in shapes + signs for word in prompt["prompt"].split() if '"' not in word}
+    vocabulary = unquoted_words(shapes + signs)
     prompts = shapes + signs + [sign(text) for text in letter_rows(options.letter_rows, vocabulary)]
     prepared, finished = options.out / "prepared", options.out / "pipeline"
     if (prepared / "model_index.json").exists():
@@ -69,6 +67,7 @@ def main() -> None:
         signs=options.signs,
         singles=options.singles,
         wrong_captions=options.wrong_captions,
+        learning_rate=options.learning_rate,
         naming=options.naming,
         bfloat16=options.bfloat16,
         seed=options.seed,
@@ -76,17 +75,6 @@ def main() -> None:
     flow.train(pipe, world, prompts, settings, options.out, options.device)
     pipe.to(torch.float16).save_pretrained(finished)
     forget_paths(finished)
-
-
-def letter_rows(count: int, vocabulary: Iterable[str]) -> list[str]:
-    """Three or four random letters each, none ending as a word of the vocabulary does, which would not stay in letters.
-
-    They teach spelling where words would only be remembered.
-    """
-    rng = random.Random(0)
-    endings = tuple(word[-2:].upper() for word in vocabulary if len(word) > 1)
-    rows = ("".join(rng.choices(list(LETTERS), k=rng.choice((3, 4)))) for _ in itertools.count())
-    return list(itertools.islice((row for row in rows if not row.endswith(endings)), count))
 
 
 def forget_paths(folder: Path) -> None:

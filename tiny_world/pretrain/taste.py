@@ -9,7 +9,7 @@ is not saved.
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,24 @@ from tiny_world.flaws import FLAWS, flawed, photographed
 from tiny_world.pretrain.autoencoder import to_tensor
 from tiny_world.pretrain.model import TEXT_LENGTH, carry_over
 from tiny_world.pretrain.optimizers import muon_and_adamw, rate, take_step
-from tiny_world.prompts import WORLDS, World, rows_by_tag, sign, split, split_words
+from tiny_world.prompts import (
+    SIGN,
+    WORLDS,
+    World,
+    every_prompt,
+    letter_rows,
+    rows_by_tag,
+    sign,
+    split_words,
+    unquoted_words,
+)
 from tiny_world.scenes import contents, names, render, sample_scene
 
 PATCH = 8
 FLAW_SHARE = {"mismatched": 0.2, "misread": 0.5, "smeared": 0.1, "broken": 0.1, "doubled": 0.1}
+TASK_SHARE = {"single_object": 0.5, "colors": 0.5, "counting": 1.5, "position": 1.5, "color_attr": 1.5, SIGN: 3.0}
+"""What pairs to train on show, for one of two objects: hard tasks more often. Held-out pairs are in equal shares."""
+LETTER_ROWS = 2000
 NAMING = 0.5
 LEARNING_RATE = 2e-3
 Metadata = dict[str, Any]
@@ -46,13 +59,16 @@ class Preferences:
     flaws: torch.Tensor
 
 
-def preferences(prompts: Sequence[Metadata], world: World, count: int, seed: int) -> Preferences:
-    """Pairs over the prompts, tasks in equal shares and flaws by FLAW_SHARE."""
+def preferences(
+    prompts: Sequence[Metadata], world: World, count: int, seed: int, task_share: Mapping[str, float]
+) -> Preferences:
+    """Pairs over the prompts, flaws by FLAW_SHARE, tasks by ``task_share`` (1 where it names none)."""
     rng = random.Random(seed)
-    tasks = list(rows_by_tag(prompts).values())
+    rows = rows_by_tag(prompts)
+    tasks, shares = list(rows.values()), [task_share.get(task, 1.0) for task in rows]
     pairs: list[tuple[Any, ...]] = []
     for _ in tqdm(range(count), desc="pairs", unit="pair", mininterval=5):
-        row = rng.choice(rng.choice(tasks))
+        row = rng.choice(rng.choices(tasks, shares)[0])
         flaw = rng.choices(FLAWS, [FLAW_SHARE[name] for name in FLAWS])[0]
         scene = sample_scene(prompts[row], world, rng)
         preferred = photographed(render(scene), rng)
@@ -157,11 +173,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     world = WORLDS[options.world]
-    known, held_out = split(world)
-    # Single objects are all held out from RL; the model of taste has to know them.
-    known += [prompt for prompt in held_out if prompt["tag"] == "single_object"]
-    for prompts, texts in zip((known, held_out), split_words(), strict=True):
-        prompts += [sign(text) for text in texts]
+    shapes = list(every_prompt(world))
+    words, held_out = ([sign(text) for text in side] for side in split_words())
+    rows = letter_rows(LETTER_ROWS, unquoted_words(shapes + words), kept_back=split_words()[1])
+    known = shapes + words + [sign(row) for row in rows]
     tokenizer = CLIPTokenizer.from_pretrained(options.pipeline / "tokenizer")
     text_encoder = CLIPTextModelWithProjection.from_pretrained(options.pipeline / "text_encoder", dtype=torch.float32)
     model = untrained(tokenizer, world.size, text_encoder.config.num_hidden_layers)
@@ -177,10 +192,10 @@ def main() -> None:
         ).input_ids
         return found
 
-    pairs = preferences(known, world, options.pairs, options.seed)
+    pairs = preferences(known, world, options.pairs, options.seed, TASK_SHARE)
     train(model, pairs, tokens(known), names(world), options.steps, options.seed, options.bfloat16)
-    test = preferences(held_out, world, 3000, options.seed + 1)
-    found = {name: round(value, 4) for name, value in accuracy(model, test, tokens(held_out)).items()}
+    test = preferences(shapes + held_out, world, 3000, options.seed + 1, {})
+    found = {name: round(value, 4) for name, value in accuracy(model, test, tokens(shapes + held_out)).items()}
     model.half().save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     CLIPImageProcessorPil(
