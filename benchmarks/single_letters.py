@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tiny_world.flaws import clean
-from tiny_world.letters import FONTS, LETTERS
+from tiny_world.letters import FONTS, LETTERS, Font
 from tiny_world.prompts import WORLDS, sign
-from tiny_world.scenes import sample_scene
+from tiny_world.scenes import Letter, sample_scene
 from trainer.config import LoraSettings, ModelConfig
 from trainer.draws import key
 from trainer.models.sd3 import SD3
@@ -67,15 +67,16 @@ def letters_of(path: str, count: int, seed: int) -> dict[str, list[Picture]]:
 
 
 def every_drawing() -> list[tuple[str, Ink]]:
-    """Each letter in each font: its name and its ink, cropped to it."""
-    drawings = {}
+    """Each letter in each font, as signs show it: its name and its ink, cropped to it."""
+    drawings: dict[tuple[str, Font], Ink] = {}
     rng = random.Random(0)
     while len(drawings) < len(LETTERS) * len(FONTS):
         for letter in LETTERS:
             (thing,) = sample_scene(sign(letter), WORLD, rng).objects
+            assert isinstance(thing, Letter)
             alpha = thing.alpha(WORLD.size)
             rows, columns = np.nonzero(alpha)
-            drawings[thing.letter, thing.font] = alpha[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            drawings[letter, thing.font] = alpha[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     return [(letter, alpha) for (letter, _), alpha in drawings.items()]
 
 

@@ -27,13 +27,13 @@ def weighted_sum(rewards: Rewards, weights_S: Sequence[Mapping[str, float]]) -> 
     return total
 
 
-def normalise_groups(reward_SG: NDArray[np.float64], deviation: float | None = None) -> NDArray[np.float64]:
-    """(r - mean of group) / (std + eps), population std, of the group or ``deviation`` where given; NaN stays NaN."""
+def normalise_groups(reward_SG: NDArray[np.float64], deviation_S: Sequence[float] | None = None) -> NDArray[np.float64]:
+    """(r - mean of group) / (std + eps), population std, of the group or ``deviation_S`` where given; NaN stays NaN."""
     out = np.full(reward_SG.shape, np.nan)
     for slot, row in enumerate(reward_SG):
         known = ~np.isnan(row)
         if known.any():
-            scale = row[known].std() if deviation is None else deviation
+            scale = row[known].std() if deviation_S is None else deviation_S[slot]
             out[slot, known] = (row[known] - row[known].mean()) / (scale + EPS)
     return out
 
@@ -43,14 +43,14 @@ def advantages(
 ) -> NDArray[np.float64]:
     """Advantages (S, G); NaN where the image has no complete reward.
 
-    ``sum``: group-centred weighted sum of raw rewards over the group's or the epoch's standard deviation.
+    ``sum``: group-centred weighted sum of raw rewards over the standard deviation of the group, or of all the epoch's
+    images that are scored by the same rewards with the same weights: others are on another scale.
     ``normalised``: each reward is normalised inside its group, then summed with weights, then brought to unit spread
     over the epoch, so that no reward dominates by its scale.
     """
     total = weighted_sum(rewards, weights_S)
     if config.aggregation == "sum":
-        deviation = _deviation(total) if config.statistics == "global" else None
-        return normalise_groups(total, deviation)
+        return normalise_groups(total, _deviations(total, weights_S) if config.statistics == "global" else None)
     # An image that misses one reward leaves the statistics of its group's other rewards too.
     complete = {name: np.where(np.isnan(total), np.nan, values) for name, values in rewards.items()}
     normalised = {name: normalise_groups(values) for name, values in complete.items()}
@@ -61,9 +61,15 @@ def advantages(
     return np.asarray((total - known.mean()) / (known.std() + EPS))
 
 
-def _deviation(total_SG: NDArray[np.float64]) -> float:
-    known = total_SG[~np.isnan(total_SG)]
-    return float(known.std()) if known.size else 0.0
+def _deviations(total_SG: NDArray[np.float64], weights_S: Sequence[Mapping[str, float]]) -> list[float]:
+    """Each slot's: of the known totals of all slots with its weights; 0 where none is known."""
+    kinds = [frozenset(weights.items()) for weights in weights_S]
+    found: dict[frozenset[tuple[str, float]], float] = {}
+    for kind in set(kinds):
+        alike = total_SG[[other == kind for other in kinds]]
+        known = alike[~np.isnan(alike)]
+        found[kind] = float(known.std()) if known.size else 0.0
+    return [found[kind] for kind in kinds]
 
 
 def zero_variance_fraction(reward_SG: NDArray[np.float64]) -> float:

@@ -164,7 +164,8 @@ class LossConfig(Section):
 
 class AdvantageConfig(Section):
     statistics: Literal["group", "global"] = "group"
-    """Divide by the group's standard deviation (paper) or by the whole epoch's (reference code)."""
+    """Divide by the group's standard deviation (paper) or by the whole epoch's (reference code), taken over the prompts
+    that are scored by the same rewards."""
     aggregation: Literal["sum", "normalised"] = "sum"
     """Weighted sum of raw rewards, or of rewards normalised inside their group first."""
 

@@ -57,6 +57,22 @@ def test_global_statistics_by_hand(table: NDArray[np.float64]):
     np.testing.assert_allclose(one_reward(table, GLOBAL), expected, atol=1e-12)
 
 
+def test_global_statistics_are_of_the_prompts_scored_alike():
+    """A reward of another scale in the same epoch changes nothing, nor does the weight of a single reward."""
+    verdicts, likings = np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([[10.0, 30.0], [12.0, 14.0]])
+    apart = [one_reward(verdicts, GLOBAL), one_reward(likings, GLOBAL)]
+    nowhere = np.full((2, 2), np.nan)
+    rewards = {
+        "geneval": np.concatenate([verdicts[:1], nowhere, verdicts[1:]]),
+        "quality": np.concatenate([nowhere[:1], likings, nowhere[:1]]),
+    }
+    mixed = advantages(rewards, [{"geneval": 1.0}, {"quality": 1.0}, {"quality": 1.0}, {"geneval": 1.0}], GLOBAL)
+    np.testing.assert_allclose(mixed[[0, 3]], apart[0])
+    np.testing.assert_allclose(mixed[[1, 2]], apart[1])
+    weighed = advantages({"quality": likings}, [{"quality": 0.3}] * 2, GLOBAL)
+    np.testing.assert_allclose(weighed, apart[1], rtol=1e-4)
+
+
 def test_sum_adds_raw_rewards_with_weights():
     rewards = {"geneval": np.array([[0.0, 1.0, 0.5]]), "quality": np.array([[20.0, 21.0, 26.0]])}
     weights = [{"geneval": 2.0, "quality": 0.5}]
@@ -214,4 +230,4 @@ def test_zero_variance_fraction_counts_groups_without_signal():
 
 
 def test_normalise_groups_with_a_deviation_of_its_own():
-    np.testing.assert_allclose(normalise_groups(np.array([[1.0, 3.0]]), 2.0), [[-1 / 2.0001, 1 / 2.0001]])
+    np.testing.assert_allclose(normalise_groups(np.array([[1.0, 3.0]]), [2.0]), [[-1 / 2.0001, 1 / 2.0001]])
