@@ -140,7 +140,10 @@ def test_decoding_is_the_pipelines(make_model: Make, plain: StableDiffusion3Pipe
     images = model.decode(x0)
     assert images.dtype == np.uint8
     assert images.flags["C_CONTIGUOUS"]
-    np.testing.assert_array_equal(images, expected)
+    # Convolutions add in another order on channels_last weights, which may round a level to its neighbor.
+    difference = np.abs(images.astype(int) - np.array(expected, int))
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-3
 
 
 def test_each_image_has_noise_of_its_own_key():
