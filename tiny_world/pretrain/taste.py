@@ -174,9 +174,10 @@ def main() -> None:
     torch.manual_seed(options.seed)
     world = WORLDS[options.world]
     shapes = list(every_prompt(world))
-    words, held_out = ([sign(text) for text in side] for side in split_words())
-    rows = letter_rows(LETTER_ROWS, unquoted_words(shapes + words), kept_back=split_words()[1])
-    known = shapes + words + [sign(row) for row in rows]
+    words, held_out_words = split_words()
+    known = shapes + [sign(text) for text in words]
+    known += [sign(row) for row in letter_rows(LETTER_ROWS, unquoted_words(known), kept_back=held_out_words)]
+    tested = shapes + [sign(text) for text in held_out_words]
     tokenizer = CLIPTokenizer.from_pretrained(options.pipeline / "tokenizer")
     text_encoder = CLIPTextModelWithProjection.from_pretrained(options.pipeline / "text_encoder", dtype=torch.float32)
     model = untrained(tokenizer, world.size, text_encoder.config.num_hidden_layers)
@@ -194,8 +195,8 @@ def main() -> None:
 
     pairs = preferences(known, world, options.pairs, options.seed, TASK_SHARE)
     train(model, pairs, tokens(known), names(world), options.steps, options.seed, options.bfloat16)
-    test = preferences(shapes + held_out, world, 3000, options.seed + 1, {})
-    found = {name: round(value, 4) for name, value in accuracy(model, test, tokens(shapes + held_out)).items()}
+    test = preferences(tested, world, 3000, options.seed + 1, {})
+    found = {name: round(value, 4) for name, value in accuracy(model, test, tokens(tested)).items()}
     model.half().save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     CLIPImageProcessorPil(
