@@ -8,6 +8,7 @@ say how far that can be trusted.
 """
 
 import argparse
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tiny_world.flaws import clean
-from tiny_world.letters import FONTS, LETTERS, Font
+from tiny_world.letters import FONTS, LETTERS, ink
 from tiny_world.prompts import WORLDS, sign
-from tiny_world.scenes import Letter, sample_scene
+from tiny_world.scenes import letter_size
 from trainer.config import LoraSettings, ModelConfig
 from trainer.draws import key
 from trainer.models.sd3 import SD3
@@ -68,32 +69,30 @@ def letters_of(path: str, count: int, seed: int) -> dict[str, list[Picture]]:
 
 def every_drawing() -> list[tuple[str, Ink]]:
     """Each letter in each font, as signs show it: its name and its ink, cropped to it."""
-    drawings: dict[tuple[str, Font], Ink] = {}
-    rng = random.Random(0)
-    while len(drawings) < len(LETTERS) * len(FONTS):
-        for letter in LETTERS:
-            (thing,) = sample_scene(sign(letter), WORLD, rng).objects
-            assert isinstance(thing, Letter)
-            alpha = thing.alpha(WORLD.size)
-            rows, columns = np.nonzero(alpha)
-            drawings[letter, thing.font] = alpha[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    return [(letter, alpha) for (letter, _), alpha in drawings.items()]
+    drawings = []
+    size = WORLD.size
+    for letter, font in itertools.product(LETTERS, FONTS):
+        width, height = letter_size(font)
+        alpha = ink(letter, font, (size - width) / 2, (size - height) / 2, width, height, size)
+        rows, columns = np.nonzero(alpha)
+        drawings.append((letter, alpha[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]))
+    return drawings
 
 
 def recognised(picture: Picture, drawings: Sequence[tuple[str, Ink]]) -> str:
     """The letter an RGB picture shows, or an empty string."""
     ground = np.median(picture.reshape(-1, 3), axis=0)
-    ink = np.linalg.norm(picture - ground, axis=-1).astype(np.float32)
-    best, letter = max((correlation(ink, alpha), letter) for letter, alpha in drawings)
+    seen = np.linalg.norm(picture - ground, axis=-1).astype(np.float32)
+    best, letter = max((correlation(seen, alpha), letter) for letter, alpha in drawings)
     return letter if best >= LEAST else ""
 
 
-def correlation(ink: Ink, alpha: Ink) -> float:
+def correlation(seen: Ink, alpha: Ink) -> float:
     """Pearson's, over all pixels of the picture, with the drawing at its best place and empty ground around it."""
-    pixels = ink.size
-    together = cv2.matchTemplate(ink, alpha, cv2.TM_CCORR).max() / pixels - ink.mean() * alpha.sum() / pixels
+    pixels = seen.size
+    together = cv2.matchTemplate(seen, alpha, cv2.TM_CCORR).max() / pixels - seen.mean() * alpha.sum() / pixels
     spread = np.square(alpha).sum() / pixels - np.square(alpha.sum() / pixels)
-    return float(together / (ink.std() * np.sqrt(spread) + 1e-9))
+    return float(together / (seen.std() * np.sqrt(spread) + 1e-9))
 
 
 def report(title: str, pictures: dict[str, list[Picture]], drawings: Sequence[tuple[str, Ink]]) -> None:

@@ -144,17 +144,17 @@ def contents(scene: Scene, world: World, cells: int) -> NDArray[np.int64]:
     return found
 
 
-def misread(metadata: dict[str, Any], world: World, rng: random.Random) -> dict[str, Any]:
+def misread(metadata: dict[str, Any], world: World, rng: random.Random, right_letters: int = 0) -> dict[str, Any]:
     """The metadata of a picture that a careless caption would describe with this prompt.
 
-    A count, a relation, the binding of an attribute or the spelling of a sign is changed; single objects and letters
-    have none and stay.
+    A count, a relation, the binding of an attribute or the spelling of a sign after its first ``right_letters`` is
+    changed; single objects and letters have none and stay.
     """
     tag = metadata["tag"]
     if tag in NEVER_MISREAD:
         return metadata
     if is_sign(metadata):
-        return {"tag": tag, "text": misspelt(metadata["text"], rng)}
+        return {"tag": tag, "text": misspelt(metadata["text"], rng, right_letters)}
     include = [dict(clause) for clause in metadata["include"]]
     if tag == "two_object":
         kept = rng.choice(include)
@@ -177,10 +177,11 @@ def misread(metadata: dict[str, Any], world: World, rng: random.Random) -> dict[
     return {"tag": tag, "include": include}
 
 
-def misspelt(text: str, rng: random.Random) -> str:
-    """One to all letters of a text replaced by others."""
+def misspelt(text: str, rng: random.Random, right_letters: int = 0) -> str:
+    """One to all letters of a text, its first ``right_letters`` left out, replaced by others."""
     letters = list(text)
-    for place in rng.sample(range(len(letters)), rng.randint(1, len(letters))):
+    open_to_typos = range(right_letters, len(letters))
+    for place in rng.sample(open_to_typos, rng.randint(1, len(open_to_typos))):
         letters[place] = rng.choice([letter for letter in LETTERS if letter != letters[place]])
     return "".join(letters)
 
@@ -194,16 +195,21 @@ def _tinted(rgb: tuple[int, int, int], rng: random.Random) -> tuple[int, int, in
     return red, green, blue
 
 
+def letter_size(font: Font) -> tuple[float, float]:
+    """Width and height in pixels of each letter of a sign."""
+    return font.width * _LETTER_WIDTH, _LETTER_HEIGHT
+
+
 def _letters(text: str, world: World, rng: random.Random) -> tuple[Letter, ...]:
     """A row of letters, centred up to a pixel across and four pixels down."""
     font, color = rng.choice(FONTS), rng.choice(world.colors)
     rgb = _tinted(PALETTE[color], rng)
-    width = font.width * _LETTER_WIDTH
+    width, height = letter_size(font)
     pitch = width + _LETTER_GAP
     first = world.size / 2 - pitch * (len(text) - 1) / 2 + rng.uniform(-1, 1)
     cy = world.size / 2 + rng.uniform(-4, 4)
     return tuple(
-        Letter(letter, font, color, first + pitch * n, cy, width, _LETTER_HEIGHT, rgb) for n, letter in enumerate(text)
+        Letter(letter, font, color, first + pitch * n, cy, width, height, rgb) for n, letter in enumerate(text)
     )
 
 

@@ -50,11 +50,15 @@ def a_batch(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     )
 
 
-def test_noise_levels_are_two_logit_normals_of_equal_share():
-    logits = torch.logit(noise_levels(20_000, torch.Generator().manual_seed(0)).double())
-    assert logits[:10_000].mean().item() == pytest.approx(2.0, abs=0.05)
-    assert logits[10_000:].mean().item() == pytest.approx(0.4, abs=0.05)
-    assert logits[:10_000].std().item() == pytest.approx(1.0, abs=0.05)
+def test_noise_levels_are_three_logit_normals_of_equal_share():
+    logits = torch.logit(noise_levels(30_000, torch.Generator().manual_seed(0)).double()).view(3, 10_000)
+    assert logits.mean(1).tolist() == pytest.approx([2.0, 0.6, -0.2], abs=0.05)
+    assert logits.std(1).tolist() == pytest.approx([1.0] * 3, abs=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 2, 64])
+def test_there_is_a_noise_level_for_each_picture_of_any_batch(count: int):
+    assert noise_levels(count, torch.Generator().manual_seed(0)).shape == (count,)
 
 
 def test_a_cell_is_named_by_the_patch_that_holds_it():

@@ -153,6 +153,13 @@ def test_a_misspelt_text_keeps_its_length_and_differs_in_one_to_all_letters():
     assert set(wrong) == {1, 2, 3, 4}
 
 
+def test_typos_spare_the_letters_that_are_to_be_right():
+    rng = random.Random(0)
+    found = [misread(sign("JUMP"), WORLDS["small"], rng, right_letters=1)["text"] for _ in range(300)]
+    assert {text[0] for text in found} == {"J"}
+    assert {sum(a != b for a, b in zip(text, "JUMP", strict=True)) for text in found} == {1, 2, 3}
+
+
 def test_a_single_letter_has_its_own_tag_and_no_typo():
     assert {sign(letter)["tag"] for letter in LETTERS} == {SINGLE_LETTER}
     assert {sign(word)["tag"] for word in words()} == {"sign"}

@@ -27,6 +27,9 @@ TASK_SHARE = {
 }
 """Of the pictures of several shapes, or of one in a color that is asked for, relative to each other."""
 
+LEVELS = (2.0, 0.6, -0.2)
+"""Means of the noise levels' logits, a third of the pictures each."""
+
 
 @dataclass(frozen=True)
 class FlowSettings:
@@ -63,7 +66,11 @@ class Pairs:
 
 
 def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, Any]], settings: FlowSettings) -> Pairs:
-    """Draws the training set: each scene shows its prompt, or what a wrong caption would make of it."""
+    """Draws the training set: each scene shows its prompt, or what a wrong caption would make of it.
+
+    Typos begin at a word's second letter. The text encoders read from the left and cannot tell a word's first letter
+    from one that stands alone, so a typo there would teach wrong single letters.
+    """
     rng = random.Random(settings.seed)
     by_task = rows_by_tag(prompts)
     share = task_shares(settings.signs, settings.singles)
@@ -78,7 +85,7 @@ def pairs(pipe: StableDiffusion3Pipeline, world: World, prompts: list[dict[str, 
         row = rng.choice(by_task[task])
         shown = prompts[row]
         if rng.random() < settings.wrong_captions:
-            shown = misread(shown, world, rng)
+            shown = misread(shown, world, rng, right_letters=1)
         rows.append(row)
         scene = sample_scene(shown, world, rng)
         shows.append(by_patch(contents(scene, world, side), patch))
@@ -104,15 +111,14 @@ def by_patch(cells: np.ndarray, patch: int) -> np.ndarray:
 
 
 def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
-    """t in (0, 1), logit-normal: one half around the outlines' levels, one around those that decide the layout.
+    """t in (0, 1), logit-normal: a third around the levels that decide the layout, one around the outlines', one around
+    those of the strokes of letters.
 
     A color or a place differs in so many latent elements that it is settled above t = .85, where an unshifted
-    logit-normal hardly looks.
+    logit-normal hardly looks; whether an M or an N is drawn, between .8 and .4.
     """
     logits = torch.randn(count, generator=generator)
-    half = count // 2
-    logits[:half] += 2.0
-    logits[half:] += 0.4
+    logits += torch.tensor(LEVELS).repeat_interleave(-(-count // len(LEVELS)))[:count]
     return torch.sigmoid(logits)
 
 
