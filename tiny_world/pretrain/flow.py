@@ -118,7 +118,7 @@ def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
     logit-normal hardly looks; whether an M or an N is drawn, between .8 and .4.
     """
     logits = torch.randn(count, generator=generator)
-    logits += torch.tensor(LEVELS).repeat_interleave(-(-count // len(LEVELS)))[:count]
+    logits += torch.tensor(LEVELS)[torch.arange(count) * len(LEVELS) // count]
     return torch.sigmoid(logits)
 
 
