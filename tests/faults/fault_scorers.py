@@ -11,16 +11,22 @@ from reward_api import Item
 POISON = "poison"
 
 
+STALL_S = 60.0
+
+
 class Fake:
-    """`slow` multiplies the time; an item whose prompt is POISON kills the process."""
+    """`slow` multiplies the time, the `stall_at`th batch stalls; an item whose prompt is POISON kills the process."""
 
     name, version, batch_invariant = "fake", "1", True
 
-    def __init__(self, slow: float = 1.0) -> None:
+    def __init__(self, slow: float = 1.0, stall_at: int = 0) -> None:
         self.slow = slow
+        self.stall_at = stall_at
+        self.batches = 0
 
     def score(self, batch: Sequence[Item]) -> list[float]:
-        time.sleep(self.slow * (0.005 + 0.001 * len(batch)))
+        self.batches += 1
+        time.sleep(STALL_S if self.batches == self.stall_at else self.slow * (0.005 + 0.001 * len(batch)))
         if any(item.prompt == POISON for item in batch):
             os.kill(os.getpid(), signal.SIGKILL)
         return [float(zlib.crc32(item.image.tobytes())) for item in batch]
