@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from reward_api import Item
 
 POISON = "poison"
-
-
 STALL_S = 60.0
 
 
