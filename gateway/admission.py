@@ -4,47 +4,50 @@ A pure state machine: no tasks, no clients, the caller passes the time. Seconds 
 """
 
 import math
-from collections import deque
+
+TELLING = 4  # batches after which a rate is worth something
 
 
 class DrainRate:
-    """Items finished per second over the last `window_s`, idle time not counted.
+    """Items finished per second while the replicas are loaded, averaged over about the last `memory_s` of such time.
 
-    Only the current busy stretch is measured, because a queue that was empty had nothing to drain; until it has
-    finished something, the rate of the previous stretch stands.
+    Loaded means that a whole batch waits for them. Only then do they show how fast a queue drains: with less to do
+    they are idle in between, and what they get comes in small batches, which cost more for an item.
     """
 
-    def __init__(self, window_s: float = 10.0) -> None:
-        self.window_s = window_s
-        self._finished: deque[tuple[float, int]] = deque()
-        self._busy_since: float | None = None
-        self._last_rate: float | None = None
+    def __init__(self, memory_s: float = 10.0) -> None:
+        self.memory_s = memory_s
+        self._items = 0.0
+        self._seconds = 0.0
+        self._batches = 0
+        self._loaded_at: float | None = None
 
-    def busy(self, now: float) -> None:
-        """There is work from now on, if there was none."""
-        if self._busy_since is None:
-            self._busy_since = now
-            self._finished.clear()
-
-    def idle(self, now: float) -> None:
-        """There is no work left."""
-        self._last_rate = self.per_second(now)
-        self._busy_since = None
+    def loaded(self, loaded: bool, now: float) -> None:
+        """Whether the replicas are loaded from now on."""
+        self._advance(now)
+        self._loaded_at = now if loaded else None
 
     def finished(self, items: int, now: float) -> None:
-        self._finished.append((now, items))
-        while self._finished[0][0] < now - self.window_s:
-            self._finished.popleft()
+        """A batch of `items` is done. It counts if the replicas are loaded."""
+        if self._loaded_at is None:
+            return
+        self._advance(now)
+        self._items += items
+        self._batches += 1
 
     def per_second(self, now: float) -> float | None:
-        """Items a second, or None while nothing has been measured."""
-        if self._busy_since is None:
-            return self._last_rate
-        start = max(self._busy_since, now - self.window_s)
-        items = sum(count for time, count in self._finished if time >= start)
-        if items == 0 or now <= start:
-            return self._last_rate
-        return items / (now - start)
+        """Items a second, or None until enough has been measured."""
+        self._advance(now)
+        return self._items / self._seconds if self._batches >= TELLING and self._seconds > 0 else None
+
+    def _advance(self, now: float) -> None:
+        """Both sums fade alike, so that their quotient is a mean with exponential weights."""
+        if self._loaded_at is None:
+            return
+        kept = math.exp((self._loaded_at - now) / self.memory_s)
+        self._items *= kept
+        self._seconds = self._seconds * kept + self.memory_s * (1 - kept)
+        self._loaded_at = now
 
 
 WORTH = 0.75  # of the time to the deadline may pass in the queue: the batch takes time too, and rates are estimates

@@ -27,6 +27,7 @@ from reward_api import EnvelopeError, ItemError, Limits, Outcome
 from reward_api.http import (
     SCORE_OPENAPI,
     ParsedRequest,
+    ScoringApp,
     Tokens,
     check_token,
     install_middleware,
@@ -67,7 +68,7 @@ def create_app(
         async with gateway, page, following(config_file, gateway, seen), work:
             yield
 
-    app = FastAPI(title="Reward gateway", description="Scores images by several rewards", lifespan=lifespan)
+    app = ScoringApp(title="Reward gateway", description="Scores images by several rewards", lifespan=lifespan)
     app.state.gateway = gateway
     app.state.page, app.state.jobs = page, jobs
     if config.page.enabled:

@@ -1,16 +1,17 @@
-"""Kept HTTP/1.1 connections to the replicas, as an httpx transport.
+"""Kept HTTP/1.1 connections to the replicas.
 
-httpx's own pool takes three to four times the processor time for a request, most of what the gateway spends on it.
-Here a request leaves in one write, the answer is read by the parser that the servers use too, and nothing stands
-between. Proxies, redirects and HTTP/2 have no place between a gateway and its replicas.
+httpx takes several times the processor time for a request, most of what the gateway would spend on it. Here a request
+leaves in one write, the answer is read by the parser that the servers use too, and nothing stands between. Proxies,
+redirects and HTTP/2 have no place between a gateway and its replicas. Faults bear httpx's names.
 """
 
 import asyncio
 import ssl
 import time
 from collections import defaultdict
-from functools import cached_property
-from typing import NamedTuple, cast
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from typing import NamedTuple, Protocol, cast
 
 import httptools
 import httpx
@@ -20,30 +21,67 @@ IDLE_S = 30.0  # well before the services close an idle connection themselves
 ANSWER_BYTES = 64 * 2**20
 
 
+class Answer(NamedTuple):
+    """An HTTP response; the names of headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class Origin(NamedTuple):
     scheme: str
     host: str
     port: int
 
 
-class Connections(httpx.AsyncBaseTransport):
+class Network(Protocol):
+    """What carries requests to replicas: `Connections`, or in their place any httpx transport."""
+
+    async def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+        """One request and its whole answer; cancelling it closes the connection. No deadline is kept here.
+
+        Raises httpx.ConnectError, ConnectTimeout or LocalProtocolError where the request was not sent, another
+        httpx.TransportError where it was and no whole answer came back.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Closes what is idle."""
+        ...
+
+
+class ThroughHttpx:
+    """A `Network` that asks through an httpx transport: services in the same process, and tests."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+        request = httpx.Request(method, url, headers=dict(headers), content=body or None)
+        response = await self._transport.handle_async_request(request)
+        return Answer(response.status_code, dict(response.headers), await response.aread())
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+class Connections:
     """A pool without an upper bound: how many requests are out is up to the caller, as are their deadlines.
 
-    Raises ConnectError or ConnectTimeout where a request was not sent, RemoteProtocolError or ReadError where it was
-    and no whole answer of at most 64 MiB came back.
+    An answer is at most 64 MiB long.
     """
 
     def __init__(self) -> None:
         self._idle: dict[Origin, list[_Connection]] = defaultdict(list)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """One request and its whole answer; cancelling it closes the connection."""
-        url = request.url
-        origin = Origin(url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
-        head, body = _head(request), await request.aread()
+    async def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+        """See `Network`."""
+        origin, host, path = _target(url)
+        head = _head(method, path, {"Host": host, **headers}, len(body))
         connection = self._reusable(origin) or await self._open(origin)
         try:
-            response = await connection.send(head, body)
+            answer = await connection.send(head, body)
         except BaseException:
             connection.close()
             raise
@@ -52,7 +90,7 @@ class Connections(httpx.AsyncBaseTransport):
             self._idle[origin].append(connection)
         else:
             connection.close()
-        return response
+        return answer
 
     async def aclose(self) -> None:
         """Closes the idle connections."""
@@ -103,7 +141,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.idle_since = 0.0
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[httpx.Response] | None = None
+        self._answer: asyncio.Future[Answer] | None = None
         self._keep = True
         self._clear()
 
@@ -116,12 +154,12 @@ class _Connection(asyncio.Protocol):
         """Neither hung up on nor idle for so long that it may be at any moment."""
         return self.reusable and time.monotonic() - self.idle_since <= IDLE_S
 
-    async def send(self, head: bytes, body: bytes) -> httpx.Response:
+    async def send(self, head: bytes, body: bytes) -> Answer:
         assert self._transport is not None
         self._clear()
         self._answer = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
-        self._transport.writelines([head, body])
+        self._transport.writelines([head, body] if body else [head])
         return await self._answer
 
     def close(self) -> None:
@@ -154,11 +192,10 @@ class _Connection(asyncio.Protocol):
             self._unasked()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        sized = any(name.lower() in {b"content-length", b"transfer-encoding"} for name, _ in self._headers)
-        self._ends_with_the_connection = not sized
+        self._ends_with_the_connection = not {"content-length", "transfer-encoding"} & self._headers.keys()
 
     def on_body(self, part: bytes) -> None:
         self._parts.append(part)
@@ -180,8 +217,7 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         if self._answer is not None and not self._answer.done():
-            status = self._parser.get_status_code()
-            self._answer.set_result(httpx.Response(status, headers=self._headers, content=b"".join(self._parts)))
+            self._answer.set_result(Answer(self._parser.get_status_code(), self._headers, b"".join(self._parts)))
         self._clear()
 
     def _fail(self, error: httpx.TransportError) -> None:
@@ -191,16 +227,28 @@ class _Connection(asyncio.Protocol):
         self.close()
 
     def _clear(self) -> None:
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
         self._size = 0
         self._ends_with_the_connection = False
 
 
-def _head(request: httpx.Request) -> bytes:
-    """Request line and headers, of which httpx has set Host and Content-Length. Raises LocalProtocolError."""
-    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
-    lines += [b"%b: %b" % (name, value) for name, value in request.headers.raw]
-    if any(b"\n" in line or b"\r" in line for line in lines):
+@lru_cache
+def _target(url: str) -> tuple[Origin, str, str]:
+    """Where to connect, the header Host and what to ask for. Kept, since there are few and parsing takes its time."""
+    parsed = httpx.URL(url)
+    origin = Origin(parsed.scheme, parsed.host, parsed.port or (443 if parsed.scheme == "https" else 80))
+    return origin, parsed.netloc.decode(), parsed.raw_path.decode()
+
+
+def _head(method: str, path: str, headers: Mapping[str, str], size_bytes: int) -> bytes:
+    """Request line and headers. Raises LocalProtocolError."""
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    if any("\n" in line or "\r" in line for line in lines):
         raise httpx.LocalProtocolError("a header holds a line break")
-    return b"\r\n".join([*lines, b"", b""])
+    if method != "GET":
+        lines.append(f"Content-Length: {size_bytes}")
+    try:
+        return "\r\n".join([*lines, "", ""]).encode("ascii")
+    except UnicodeEncodeError as error:
+        raise httpx.LocalProtocolError(f"a header is not ASCII: {error}") from error

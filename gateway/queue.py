@@ -174,13 +174,17 @@ class BatchQueue(Generic[P]):
     @property
     def full(self) -> bool:
         """Whether waiting longer could not make the next batch larger."""
-        return bool(self._retries) or self._draft(float("-inf")).full
+        return bool(self._retries) or self._draft(float("-inf"), self.max_batch).full
 
-    def take(self, now: float) -> tuple[Batch[P] | None, list[Entry[P]]]:
-        """Forms the next batch, if one is due. Returns it with the entries dropped for having passed their deadline."""
+    def take(self, now: float, most: int | None = None) -> tuple[Batch[P] | None, list[Entry[P]]]:
+        """Forms the next batch, if one is due. Returns it with the entries dropped for having passed their deadline.
+
+        A fresh one holds at most `most` entries; one that comes back leaves as it is.
+        """
+        limit = self.max_batch if most is None else min(most, self.max_batch)
         expired: list[Entry[P]] = []
         while (due := self.due_at()) is not None and due <= now:
-            batch = self._retries.popleft() if self._retries else self._form(now, expired)
+            batch = self._retries.popleft() if self._retries else self._form(now, expired, limit)
             expired += [entry for entry in batch.entries if not entry.gone and entry.deadline <= now]
             batch.entries = [entry for entry in batch.entries if not entry.gone and entry.deadline > now]
             if batch.entries:
@@ -196,8 +200,8 @@ class BatchQueue(Generic[P]):
             self._remove(entry)
         return entries + waiting
 
-    def _form(self, now: float, expired: list[Entry[P]]) -> Batch[P]:
-        draft = self._draft(now)
+    def _form(self, now: float, expired: list[Entry[P]], limit: int) -> Batch[P]:
+        draft = self._draft(now, limit)
         for entry in draft.expired:
             self._remove(entry)
         for entry in draft.entries:
@@ -206,8 +210,8 @@ class BatchQueue(Generic[P]):
         expired += draft.expired
         return Batch(draft.entries)
 
-    def _draft(self, now: float) -> _Draft[P]:
-        """The next entries in turn that fit into one batch; an entry larger than a whole batch travels alone.
+    def _draft(self, now: float, limit: int) -> _Draft[P]:
+        """The next entries in turn that fit into a batch of `limit`; an entry larger than a whole batch travels alone.
 
         Who has passed the deadline costs no turn. A client whose next entry has the other `deterministic` flag keeps
         its turn for a later batch.
@@ -227,7 +231,7 @@ class BatchQueue(Generic[P]):
                 return _Draft(entries, expired, full=True)
             entries.append(entry)
             size_bytes += entry.size_bytes
-            if len(entries) == self.max_batch or size_bytes >= self.batch_bytes:
+            if len(entries) == limit or size_bytes >= self.batch_bytes:
                 return _Draft(entries, expired, full=True)
         return _Draft(entries, expired, full=mixed)
 

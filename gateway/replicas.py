@@ -84,6 +84,10 @@ class ReplicaSet:
         free = [r for r in candidates if r.inflight_batches < room and not r.holds_suspect and r.busy_until <= now]
         return min(free, key=lambda r: (r.misses > 0, r.inflight_items, r.last_used), default=None)
 
+    def idle(self, now: float) -> int:
+        """How many replicas have nothing to do and would take a batch."""
+        return sum(not r.inflight_batches and r.busy_until <= now for r in self.usable(now))
+
     def next_change(self, now: float) -> float | None:
         """When a replica that is ejected or busy comes back by itself, if one does."""
         times = [time for r in self.listed if r.up for time in (r.ejected_until, r.busy_until) if time > now]

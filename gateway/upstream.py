@@ -4,11 +4,12 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from http.client import responses
 from types import MappingProxyType
 
 import httpx
 
-from gateway.connections import Connections
+from gateway.connections import Answer, Connections, Network, ThroughHttpx
 from reward_api import ErrorCode, Item, ItemError, Outcome, RewardInfo
 from reward_api.client import TOKEN_VARIABLE
 from reward_api.origins import outgoing_headers
@@ -61,7 +62,7 @@ class Upstream:
     def __init__(self, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         token = os.environ.get(TOKEN_VARIABLE)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._transport = transport or Connections()
+        self._network: Network = ThroughHttpx(transport) if transport is not None else Connections()
 
     async def score(self, url: str, items: Sequence[Item], *, deterministic: bool, timeout_s: float) -> list[Outcome]:
         """One outcome an item, in order. Raises Unreachable, Busy, Refused or Failed, and nothing else."""
@@ -72,73 +73,70 @@ class Upstream:
         headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "X-Deadline-Ms": str(int(timeout_s * 1000))}
         headers |= outgoing_headers()
         try:
-            response = await self._ask("POST", f"{url}/v1/score", timeout_s, body, headers)
+            answer = await self._ask("POST", f"{url}/v1/score", timeout_s, body, headers)
         except _NEVER_SENT as error:
             raise Unreachable(f"{url}: {type(error).__name__}: {error}") from error
         except (TimeoutError, httpx.TimeoutException) as error:
             raise Failed(f"{url}: no answer within {timeout_s:.1f} s", timed_out=True) from error
         except httpx.HTTPError as error:
             raise Failed(f"{url}: {type(error).__name__}: {error}", connection_lost=True) from error
-        return _read_outcomes(url, response, len(items))
+        return _read_outcomes(url, answer, len(items))
 
     async def ready(self, url: str, timeout_s: float) -> bool | None:
         """Whether the service says it is ready; None if it says nothing in time."""
         try:
-            response = await self._ask("GET", f"{url}/readyz", timeout_s)
+            answer = await self._ask("GET", f"{url}/readyz", timeout_s)
         except (TimeoutError, httpx.TimeoutException):
             return None
         except httpx.HTTPError:
             return False
-        return response.status_code == 200
+        return answer.status == 200
 
     async def info(self, url: str, timeout_s: float) -> RewardInfo | None:
         """What the service says of its reward; None if it does not."""
         try:
-            response = await self._ask("GET", f"{url}/v1/info", timeout_s)
-            return decode_rewards(response.content)[0] if response.status_code == 200 else None
+            answer = await self._ask("GET", f"{url}/v1/info", timeout_s)
+            return decode_rewards(answer.body)[0] if answer.status == 200 else None
         except (TimeoutError, httpx.HTTPError, ValueError, IndexError):
             return None
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        await self._network.aclose()
 
     async def _ask(
         self,
         method: str,
         url: str,
         timeout_s: float,
-        body: bytes | None = None,
+        body: bytes = b"",
         headers: Mapping[str, str] = _NO_HEADERS,
-    ) -> httpx.Response:
+    ) -> Answer:
         """One request and its whole answer. Raises TimeoutError and httpx.HTTPError."""
         async with asyncio.timeout(timeout_s):
-            request = httpx.Request(method, url, content=body, headers={**self._headers, **headers})
-            response = await self._transport.handle_async_request(request)
-            await response.aread()
-        return response
+            return await self._network.ask(method, url, {**self._headers, **headers}, body)
 
 
-def _read_outcomes(url: str, response: httpx.Response, count: int) -> list[Outcome]:
-    status = response.status_code
-    kind = response.headers.get("content-type", "").split(";")[0]
+def _read_outcomes(url: str, answer: Answer, count: int) -> list[Outcome]:
+    status = answer.status
+    kind = answer.headers.get("content-type", "").split(";")[0]
     if status in {200, 422, 503, 504} and kind == MSGPACK:
         try:
-            results = decode_response(kind, response.content)
+            results = decode_response(kind, answer.body)
         except ValueError as error:
             raise Failed(f"{url}: unreadable answer: {error}") from error
         if len(results) != count or any(len(result) != 1 for result in results):
             raise Failed(f"{url}: {len(results)} results for {count} items, each must be of one reward")
         return [outcome for result in results for outcome in result.values()]
-    reason = f"{url}: {status} {response.reason_phrase}: {response.text[:300]}"
+    reason = f"{url}: {status} {responses.get(status, '')}: {answer.body[:300].decode(errors='replace')}"
     if status in {429, 503}:
-        raise Busy(reason, _retry_after(response))
+        raise Busy(reason, _retry_after(answer))
     if 400 <= status < 500 and status != 408:
         raise Refused(status, reason)
     raise Failed(reason)
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(answer: Answer) -> float:
     try:
-        return max(0.05, float(response.headers["retry-after"]))
+        return max(0.05, float(answer.headers["retry-after"]))
     except (KeyError, ValueError):
         return _DEFAULT_PAUSE_S

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.applications import Starlette
+from fastapi import FastAPI
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -35,6 +35,7 @@ from reward_api.wire import (
 __all__ = [
     "SCORE_OPENAPI",
     "ParsedRequest",
+    "ScoringApp",
     "Tokens",
     "check_token",
     "install_middleware",
@@ -108,10 +109,27 @@ def problem(
     return Response(msgspec.json.encode(document), status, headers=headers, media_type=PROBLEM_JSON)
 
 
-def install_middleware(app: Starlette, score: Endpoint) -> None:
+class ScoringApp(FastAPI):
+    """FastAPI, except that POST /v1/score goes straight to the endpoint named to `install_middleware`.
+
+    Its layers of middleware, routing and exit stacks take longer than reading a small request, and a score needs none
+    of them. The route stands in the app all the same, for its OpenAPI.
+    """
+
+    straight: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scoring = scope["type"] == "http" and scope["path"] == "/v1/score" and scope["method"] == "POST"
+        if scoring and self.straight is not None:
+            await self.straight(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def install_middleware(app: ScoringApp, score: Endpoint) -> None:
     """Let `app` answer EnvelopeError, framework errors and crashes as problem+json, each with its request's id.
 
-    `score`, the endpoint of POST /v1/score, is called ahead of the app's own routing.
+    `score` is the endpoint of POST /v1/score.
     """
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -119,33 +137,21 @@ def install_middleware(app: Starlette, score: Endpoint) -> None:
         detail = f"{request.method} {request.url.path}: {error.detail}"
         return problem(error.status_code, error.detail, detail, headers=error.headers)
 
-    async def on_crash(request: Request, error: Exception) -> Response:
-        headers = {HEADER: request.scope.get("request_id", "")}  # answered outside of all middleware
-        return problem(500, "Internal error", "the server failed; its log says why", headers=headers)
-
-    app.add_middleware(ScoreFirst, endpoint=score)
     app.add_middleware(RequestContext)
     app.add_exception_handler(EnvelopeError, _on_envelope_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_hang_up)
-    app.add_exception_handler(Exception, on_crash)
+    app.add_exception_handler(Exception, _on_crash)
+    app.straight = RequestContext(_Straight(score))
 
 
-class ScoreFirst:
-    """Middleware: POST /v1/score goes straight to its endpoint.
+class _Straight:
+    """An endpoint as an app, with the handling of exceptions that the framework would add."""
 
-    Routing, exit stacks and the handling of exceptions, layer after layer, take as long as reading a small request,
-    and it needs none of them. The route stands in the app all the same, for its OpenAPI.
-    """
-
-    def __init__(self, app: ASGIApp, endpoint: Endpoint) -> None:
-        self.app = app
+    def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/v1/score" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
         request = Request(scope, receive, send)
         try:
             response = await self.endpoint(request)
@@ -153,6 +159,9 @@ class ScoreFirst:
             response = await _on_envelope_error(request, error)
         except ClientDisconnect as error:
             response = await _on_hang_up(request, error)
+        except Exception as error:
+            await (await _on_crash(request, error))(scope, receive, send)
+            raise  # for the server's log
         await response(scope, receive, send)
 
 
@@ -160,6 +169,11 @@ async def _on_envelope_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EnvelopeError)
     fault = error.problem
     return problem(fault.status, fault.title, fault.detail, headers=error.headers, **fault.extra)
+
+
+async def _on_crash(request: Request, error: Exception) -> Response:
+    headers = {HEADER: request.scope.get("request_id", "")}  # the framework answers a crash outside of all middleware
+    return problem(500, "Internal error", "the server failed; its log says why", headers=headers)
 
 
 async def _on_hang_up(request: Request, error: Exception) -> Response:
@@ -184,21 +198,26 @@ def check_token(request: Request, token: Tokens) -> str:
 
 async def unless_hung_up(request: Request, work: Awaitable[T]) -> T:
     """Await `work`, but cancel it and raise ClientDisconnect when the client hangs up. The body must be read."""
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
+    task = asyncio.current_task()
+    assert task is not None
+    hung_up = False
+
+    async def watch() -> None:
+        nonlocal hung_up
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        hung_up = True
         task.cancel()
-        watch.cancel()
 
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    watching = asyncio.create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if hung_up and task.uncancel() == 0:  # nobody else has cancelled
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watching.cancel()
 
 
 async def _decode(content_type: str, body: bytes, limits: Limits, keep: Keep | None) -> ScoreRequest:

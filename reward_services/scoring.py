@@ -84,6 +84,9 @@ class ScorerThread:
         self._items_per_s = 0.0
         self._changed = threading.Condition()
         self._stopping = False
+        self._inflight_batches = metrics.inflight_batches.labels("self")
+        self._batch_seconds = metrics.batch_seconds.labels("self")
+        self._taken_apart = metrics.retries.labels("taken_apart")
         metrics.replica_up.labels("self").set(0)
         self._thread = threading.Thread(target=self._run, name=f"scorer-{scorer.name}", daemon=True)
 
@@ -196,16 +199,14 @@ class ScorerThread:
 
     def _score(self, batch: list[_Ticket]) -> None:
         started = self._clock()
-        self._metrics.inflight_batches.labels("self").set(1)
+        self._inflight_batches.set(1)
         origins, name = [ticket.origin for ticket in batch], self.info.name
         with batch_of(origins, f"score {name}", reward=name, items=len(batch)):
-            outcomes = score_batch(
-                self.scorer, [ticket.item for ticket in batch], self._metrics.retries.labels("taken_apart").inc
-            )
+            outcomes = score_batch(self.scorer, [ticket.item for ticket in batch], self._taken_apart.inc)
         elapsed = self._clock() - started
-        self._metrics.inflight_batches.labels("self").set(0)
+        self._inflight_batches.set(0)
         self._metrics.batch_size.observe(len(batch))
-        self._metrics.batch_seconds.labels(replica="self").observe(elapsed)
+        self._batch_seconds.observe(elapsed)
         rate = len(batch) / max(elapsed, 1e-6)
         known = self._items_per_s or rate
         self._items_per_s = _RATE_MEMORY * known + (1 - _RATE_MEMORY) * rate
@@ -241,6 +242,8 @@ def _checked(answer: Outcome | float) -> Outcome:
         return answer
     try:
         outcome = answer if isinstance(answer, Score) else Score(float(answer))
+        if not outcome.details:
+            return outcome
         text = json.dumps(outcome.details, allow_nan=False, default=_plain_value, ensure_ascii=False)
         details = json.loads(text.encode())
     except (TypeError, ValueError) as error:

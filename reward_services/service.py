@@ -14,6 +14,7 @@ from reward_api.handover import Handover
 from reward_api.http import (
     SCORE_OPENAPI,
     ParsedRequest,
+    ScoringApp,
     check_token,
     install_middleware,
     parse_score_request,
@@ -59,7 +60,7 @@ def create_app(
         yield
         await asyncio.to_thread(thread.stop)
 
-    app = FastAPI(title=f"Reward {name}", version=scorer.version, description=thread.info.meaning, lifespan=lifespan)
+    app = ScoringApp(title=f"Reward {name}", version=scorer.version, description=thread.info.meaning, lifespan=lifespan)
     app.state.failure = lambda: thread.failure
 
     def not_ready() -> str | None:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,34 +9,40 @@ from gateway.admission import DrainRate, hopeless_for, retry_after
 pytestmark = pytest.mark.unit
 
 
-def test_the_rate_is_items_over_busy_time():
-    drain = DrainRate(window_s=10.0)
+def test_the_rate_is_items_over_loaded_time():
+    drain = DrainRate(memory_s=1e9)
     assert drain.per_second(0.0) is None
-    drain.busy(100.0)
-    assert drain.per_second(101.0) is None
-    drain.finished(16, 101.0)
-    drain.finished(16, 102.0)
-    assert drain.per_second(102.0) == 16.0
+    drain.finished(16, 50.0)  # nothing waited
+    drain.loaded(True, 100.0)
+    for second in range(101, 105):
+        assert drain.per_second(second) is None
+        drain.finished(16, second)
+    assert drain.per_second(104.0) == pytest.approx(16.0)
+    drain.loaded(False, 104.0)
+    drain.finished(1, 120.0)
+    assert drain.per_second(200.0) == pytest.approx(16.0)  # idle time does not count, nor what it brings
+    drain.loaded(True, 200.0)
+    assert drain.per_second(204.0) == pytest.approx(8.0)  # but silence under load does
 
 
-def test_only_the_window_counts():
-    drain = DrainRate(window_s=10.0)
-    drain.busy(0.0)
-    for second in range(1, 31):
-        drain.finished(100 if second <= 15 else 5, float(second))
-    assert drain.per_second(30.0) == pytest.approx(5.5)  # 11 batches of 5 fall into [20, 30]
+def test_what_is_long_ago_fades():
+    drain = DrainRate(memory_s=10.0)
+    drain.loaded(True, 0.0)
+    for tenth in range(1, 601):
+        drain.finished(10 if tenth <= 300 else 2, tenth / 10)
+    assert drain.per_second(60.0) == pytest.approx(20 + 80 * math.exp(-3), rel=0.02)
 
 
-def test_idle_time_does_not_slow_the_rate():
-    drain = DrainRate()
-    drain.busy(0.0)
-    drain.finished(20, 2.0)
-    drain.idle(2.0)
-    assert drain.per_second(50.0) == 10.0
-    drain.busy(50.0)
-    assert drain.per_second(50.5) == 10.0  # nothing finished yet: the last stretch stands
-    drain.finished(4, 51.0)
-    assert drain.per_second(51.0) == 4.0
+@given(st.lists(st.tuples(st.floats(0.01, 5), st.integers(1, 64)), min_size=4, max_size=60), st.floats(1, 100))
+def test_the_rate_lies_among_the_rates_of_the_batches(batches, memory_s):
+    drain, now = DrainRate(memory_s), 0.0
+    drain.loaded(True, now)
+    for seconds, items in batches:
+        now += seconds
+        drain.finished(items, now)
+    rates = [items / seconds for seconds, items in batches]
+    fade = math.exp(max(seconds for seconds, _ in batches) / memory_s)  # within one batch
+    assert min(rates) * (1 - 1e-9) <= drain.per_second(now) <= max(rates) * fade * (1 + 1e-9)
 
 
 @given(st.floats(0, 1e7), st.one_of(st.none(), st.floats(0, 1e6)))

@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
@@ -141,6 +142,48 @@ async def test_a_delay_gathers_until_the_oldest_has_waited():
     assert [numbers for _, numbers, _ in services.sent] == [[0, 0]]
 
 
+async def test_what_waits_is_spread_over_idle_replicas_unless_it_shall_gather():
+    services = Services(right)
+    await outcomes_of(services.dispatcher(), 3)
+    await outcomes_of(services.dispatcher(max_delay_ms=1), 3)
+    await outcomes_of(services.dispatcher(max_batch=2), 5)
+    assert [numbers for _, numbers, _ in services.sent] == [[0, 1], [2], [0, 1, 2], [0, 1], [2, 3], [4]]
+
+
+async def test_a_busy_replica_gets_whole_batches_while_another_is_idle():
+    gate = asyncio.Event()
+
+    async def held(url: str, numbers: list[int]) -> list[Outcome]:
+        await gate.wait()
+        return await right(url, numbers)
+
+    services = Services(held)
+    dispatcher = services.dispatcher(up=[A], inflight_batches=2)
+    running = [asyncio.create_task(outcomes_of(dispatcher, 1))]
+    await turns()
+    dispatcher.probed(dispatcher.replicas.replicas[1], True)
+    running.append(asyncio.create_task(outcomes_of(dispatcher, 7)))
+    await turns()
+    assert [(url, len(numbers)) for url, numbers, _ in services.sent] == [(A, 1), (B, 4)]  # three gather meanwhile
+    gate.set()
+    await asyncio.gather(*running)
+
+
+async def test_the_drain_rate_is_that_of_full_batches():
+    async def takes(url: str, numbers: list[int]) -> list[Outcome]:
+        await asyncio.sleep(0.02)
+        return await right(url, numbers)
+
+    dispatcher = Services(takes).dispatcher(up=[A], max_batch=4)
+    for _ in range(8):
+        await outcomes_of(dispatcher, 1)
+    assert dispatcher.drain.per_second(time.monotonic()) is None  # one at a time tells nothing of a queue
+    await outcomes_of(dispatcher, 40)
+    rate = dispatcher.drain.per_second(time.monotonic())
+    assert rate is not None
+    assert 60 < rate <= 200  # 4 in 20 ms, far from the 50 of one at a time
+
+
 async def test_a_dead_replica_loses_nothing():
     async def a_dies(url: str, numbers: list[int]) -> list[Outcome]:
         await asyncio.sleep(0.01)
@@ -200,7 +243,7 @@ async def test_a_batch_that_was_never_delivered_is_no_suspect():
 
     services = Services(a_refuses)
     assert scores(await outcomes_of(services.dispatcher(), 4)) == [0, 1, 2, 3]
-    assert [numbers for _, numbers, _ in services.sent] == [[0, 1, 2, 3]] * 2
+    assert services.sent == [(A, [0, 1], False), (B, [2, 3], False), (B, [0, 1], False)]
 
 
 async def test_a_busy_replica_is_left_alone_and_its_items_are_kept():
@@ -212,7 +255,7 @@ async def test_a_busy_replica_is_left_alone_and_its_items_are_kept():
         return await right(url, numbers)
 
     services = Services(busy_once)
-    assert scores(await outcomes_of(services.dispatcher(), 3)) == [0, 1, 2]
+    assert scores(await outcomes_of(services.dispatcher(max_delay_ms=1), 3)) == [0, 1, 2]
     assert [numbers for _, numbers, _ in services.sent] == [[0, 1, 2], [0, 1, 2], [1, 2]]
 
 
@@ -281,7 +324,7 @@ async def test_a_silent_replica_costs_one_batch_timeout():
 
 async def test_deterministic_items_travel_by_themselves_unless_the_scorer_does_not_care():
     services = Services(right)
-    dispatcher = services.dispatcher()
+    dispatcher = services.dispatcher(up=[A])
     await outcomes_of(dispatcher, 2, deterministic=True)
     dispatcher.learn(dispatcher.replicas.replicas[0], RewardInfo("fake", "1", batch_invariant=True, batch_limit=2))
     await outcomes_of(dispatcher, 3, deterministic=True)
@@ -314,7 +357,6 @@ async def test_a_full_queue_says_when_to_return():
 
 async def test_who_could_only_be_scored_too_late_is_refused_at_once():
     dispatcher = Services(right).dispatcher(up=[], no_replica_grace_s=30)
-    dispatcher.drain.busy(0.0)
     dispatcher.drain.per_second = lambda now: 10.0  # type: ignore[method-assign]
     dispatcher.submit([item(n) for n in range(60)], timeout_s=60.0, client="training")
     await turns()
@@ -461,9 +503,9 @@ async def test_a_late_batch_is_sent_to_a_second_replica_and_the_first_answer_cou
     services = Services(a_stalls)
     dispatcher = services.dispatcher(hedge=True, inflight_batches=2)
     for _ in range(25):
-        dispatcher.hedging.sent(2)
-        dispatcher.hedging.took(2, 0.01)
-    assert scores(await outcomes_of(dispatcher, 2)) == [0, 1]
+        dispatcher.hedging.sent(1)
+        dispatcher.hedging.took(1, 0.01)
+    assert scores(await outcomes_of(dispatcher, 1)) == [0]
     assert [url for url, _, _ in services.sent] == [A, B]
     await turns()
     for replica in dispatcher.replicas.replicas:
