@@ -1,5 +1,6 @@
 """The gateway's HTTP face: the same `POST /v1/score` as a reward service, for all rewards."""
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -88,9 +89,14 @@ def create_app(
         response = score_response(outcomes, request.headers.get("accept", ""))
         if response.status_code == 503:
             response.headers["Retry-After"] = str(gateway.retry_after_s)
-        _count(gateway, parsed, response.status_code, outcomes)
-        if config.page.enabled:
-            page.answered(parsed.items, outcomes, time.monotonic() - started)
+        taken_s = time.monotonic() - started
+
+        def note() -> None:
+            _count(gateway, parsed, response.status_code, outcomes)
+            if config.page.enabled:
+                page.answered(parsed.items, outcomes, taken_s)
+
+        asyncio.get_running_loop().call_soon(note)  # once the answer is on its way
         return response
 
     @app.get("/v1/rewards", summary="The rewards served here", responses=problems(401))

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from http.client import responses
 from types import MappingProxyType
 
@@ -67,7 +66,7 @@ class Upstream:
     async def score(self, url: str, items: Sequence[Item], *, deterministic: bool, timeout_s: float) -> list[Outcome]:
         """One outcome an item, in order. Raises Unreachable, Busy, Refused or Failed, and nothing else."""
         try:
-            body = encode_request([replace(item, rewards=()) for item in items], deterministic=deterministic)
+            body = encode_request(items, deterministic=deterministic, only_reward=True)
         except (TypeError, ValueError, OverflowError) as error:
             raise Refused(422, f"metadata that cannot be sent on: {error}") from error
         headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "X-Deadline-Ms": str(int(timeout_s * 1000))}

@@ -236,8 +236,12 @@ async def _bounded_body(request: Request, limit: int) -> AsyncGenerator[bytes, N
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise fault
-    received = 0
-    async for chunk in request.stream():
+    received, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         received += len(chunk)
         if received > limit:
             raise fault

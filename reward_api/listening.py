@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from reward_api import memory
 from reward_api.handover import Handover
 
 KEEP_ALIVE_S = 120
@@ -118,6 +119,7 @@ class _Server(uvicorn.Server):
         self._taking: set[asyncio.Task[object]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        memory.settle()
         if self.handover is not None:
             await super().startup([])
             asyncio.get_running_loop().add_reader(self.handover.fileno(), self._take, self.handover)

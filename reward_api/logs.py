@@ -14,6 +14,8 @@ def configure(style: LogFormat) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_json_formatter() if style == "json" else _TextFormatter(TEXT))
     logging.getLogger().handlers = [handler]
+    # Each line would look these up; none of ours names them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class _TextFormatter(logging.Formatter):

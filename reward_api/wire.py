@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -37,19 +38,20 @@ class ScoreRequest:
     deterministic: bool = False
 
 
+@lru_cache
 def is_msgpack(media_type: str) -> bool:
     """Whether a Content-Type or Accept header names msgpack."""
     return any(part.split(";")[0].strip().lower() in _MSGPACK_NAMES for part in media_type.split(","))
 
 
-def encode_request(items: Sequence[Item], *, deterministic: bool = False) -> bytes:
-    """The msgpack body of a request, pixels as they are."""
+def encode_request(items: Sequence[Item], *, deterministic: bool = False, only_reward: bool = False) -> bytes:
+    """The msgpack body of a request, pixels as they are. `only_reward`: to a service, which has one and needs no name."""
     wire = [
         {
             "image": {"shape": item.image.shape, "data": _pixels(item.image)},
             "prompt": item.prompt,
             "metadata": item.metadata,
-            "rewards": item.rewards,
+            "rewards": () if only_reward else item.rewards,
         }
         for item in items
     ]
@@ -230,8 +232,8 @@ def _decode_json(body: bytes) -> Any:
 
 
 def _refuse_unknown(members: Mapping[Any, Any], known: set[str], where: str, **extra: Any) -> None:
-    unknown = sorted(_escaped(str(name)) for name in members if name not in known)
-    if unknown:
+    if members.keys() - known:
+        unknown = sorted(_escaped(str(name)) for name in members if name not in known)
         detail = f"{where} has unknown fields: {', '.join(unknown)[:200]}; known: {', '.join(sorted(known))}"
         raise EnvelopeError(422, "Unknown field", detail, **extra)
 

@@ -1,7 +1,9 @@
 """One HTTP app around any scorer."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -122,13 +124,30 @@ async def _score_items(thread: ScorerThread, parsed: ParsedRequest) -> list[Outc
     except QueueFull as error:
         headers = {"Retry-After": str(error.retry_after_s)}
         raise EnvelopeError(429, "Too many requests", str(error), headers=headers) from None
-    waiting = dict(zip(sound, map(asyncio.wrap_future, submitted), strict=True))
     try:
-        if waiting:
-            await asyncio.wait(waiting.values(), timeout=max(0.0, allowed))
+        await _all_done(submitted, max(0.0, allowed))
         late = ItemError(ErrorCode.DEADLINE, f"no score within the {allowed:.3f} s left to the request")
-        scored = {index: future.result() if future.done() else late for index, future in waiting.items()}
+        scored = {
+            index: future.result() if future.done() else late for index, future in zip(sound, submitted, strict=True)
+        }
     finally:
-        for future in waiting.values():
+        for future in submitted:
             future.cancel()
     return [scored[index] if isinstance(item, Item) else item for index, item in enumerate(parsed.items)]
+
+
+async def _all_done(futures: Sequence[Future[Outcome]], timeout_s: float) -> None:
+    """Returns when all are done or the time is up. The event loop is woken once, not for each of them."""
+    loop, ended, pending = asyncio.get_running_loop(), asyncio.Event(), set(futures)
+
+    def done(future: Future[Outcome]) -> None:  # in the scorer's thread
+        pending.discard(future)
+        if not pending:
+            loop.call_soon_threadsafe(ended.set)
+
+    for future in futures:
+        future.add_done_callback(done)
+    if futures:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await ended.wait()
