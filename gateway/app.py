@@ -1,6 +1,5 @@
 """The gateway's HTTP face: the same `POST /v1/score` as a reward service, for all rewards."""
 
-import asyncio
 import logging
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.background import BackgroundTask
 
 from gateway.admin import install_admin
 from gateway.clients import client_of
@@ -91,12 +91,12 @@ def create_app(
             response.headers["Retry-After"] = str(gateway.retry_after_s)
         taken_s = time.monotonic() - started
 
-        def note() -> None:
+        async def note() -> None:
             _count(gateway, parsed, response.status_code, outcomes)
             if config.page.enabled:
                 page.answered(parsed.items, outcomes, taken_s)
 
-        asyncio.get_running_loop().call_soon(note)  # once the answer is on its way
+        response.background = BackgroundTask(note)  # the answer goes first
         return response
 
     @app.get("/v1/rewards", summary="The rewards served here", responses=problems(401))

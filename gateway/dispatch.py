@@ -22,7 +22,7 @@ from gateway.hedging import Hedging
 from gateway.metrics import GatewayMetrics
 from gateway.queue import Batch, BatchQueue, Entry
 from gateway.replicas import Replica, ReplicaSet
-from gateway.sharing import ResultCache, UnderWay
+from gateway.sharing import Mark, ResultCache, UnderWay, mark_of
 from gateway.upstream import Busy, Failed, Refused, Unreachable
 from reward_api import ErrorCode, Item, ItemError, Outcome, RewardInfo, Score
 from reward_api.origins import batch_of
@@ -131,21 +131,22 @@ class Dispatcher:
         tickets: list[Ticket] = []
         fresh: list[Entry[Pending]] = []
         for item in items:
-            ticket = self._known(item, alone, now + timeout_s)
+            deadline = now + timeout_s
+            mark = mark_of(item, alone) if self.route.share_equal else None
+            ticket = self._known(item, mark, alone, deadline)
             if ticket is None:
-                deadline = now + timeout_s
-                entry = Entry(Pending(item), item.image.nbytes, now, deadline, deterministic=alone, client=client)
+                entry = Entry(Pending(item, mark), item.image.nbytes, now, deadline, deterministic=alone, client=client)
                 ticket = Ticket(entry)
                 entry.payload.tickets.append(ticket)
                 fresh.append(entry)
-                if self.route.share_equal:
-                    self.under_way.add(item, alone, entry)
+                if mark is not None:
+                    self.under_way.add(item, mark, entry)
             tickets.append(ticket)
         try:
             self.queue.put(fresh)
         except OverflowError:
             for entry in fresh:
-                self.under_way.remove(entry.payload.item, alone, entry)
+                self._forget(entry)
             raise
         if fresh:
             self._wake_soon()
@@ -163,7 +164,7 @@ class Dispatcher:
             if entry.payload.tickets:
                 continue
             self.queue.discard(entry)
-            self.under_way.remove(entry.payload.item, entry.deterministic, entry)
+            self._forget(entry)
             if entry.payload.flight is not None and entry.payload.flight.unwanted:
                 unwanted.add(entry.payload.flight)
         for flight in unwanted:
@@ -254,14 +255,14 @@ class Dispatcher:
         known = self.info.version if self.info is not None else ""
         return content_key(item, self.reward, known if version is None else version)
 
-    def _known(self, item: Item, alone: bool, deadline: float) -> Ticket | None:
+    def _known(self, item: Item, mark: Mark | None, alone: bool, deadline: float) -> Ticket | None:
         """A ticket for an answer that is there already or is being fetched."""
         if self.route.cache_entries and not alone and (score := self.cache.get(self._key(item))) is not None:
             self._metrics.cache_hits.labels(self.reward, "cache").inc()
             ticket = Ticket()
             ticket.outcome.set_result(score)
             return ticket
-        entry = self.under_way.find(item, alone) if self.route.share_equal else None
+        entry = self.under_way.find(item, mark) if mark is not None else None
         if entry is None:
             return None
         self._metrics.cache_hits.labels(self.reward, "under_way").inc()
@@ -452,7 +453,12 @@ class Dispatcher:
     def _settle(self, entries: Sequence[Entry[Pending]], outcome: Outcome) -> None:
         settle(entries, outcome)
         for entry in entries:
-            self.under_way.remove(entry.payload.item, entry.deterministic, entry)
+            self._forget(entry)
+
+    def _forget(self, entry: Entry[Pending]) -> None:
+        """Equal items no longer share its answer."""
+        if entry.payload.mark is not None:
+            self.under_way.remove(entry.payload.mark, entry)
 
     def _set_timer(self, now: float) -> None:
         if self._timer is not None:

@@ -6,15 +6,20 @@ from dataclasses import dataclass, field
 
 from gateway.queue import Batch, Entry
 from gateway.replicas import Replica
+from gateway.sharing import Mark
 from reward_api import Item, Outcome
 from reward_api.origins import Origin, current_origin
 
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """An item on its way to one reward and everybody who waits for its answer; `origin` is the first of them."""
+    """An item on its way to one reward and everybody who waits for its answer; `origin` is the first of them.
+
+    `mark` is what equal items find it by, None where they shall not.
+    """
 
     item: Item
+    mark: Mark | None = None
     origin: Origin = field(default_factory=current_origin)
     tickets: list["Ticket"] = field(default_factory=list)
     flight: "Flight | None" = None

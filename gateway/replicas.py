@@ -72,7 +72,10 @@ class ReplicaSet:
     def pick(
         self, now: float, *, avoid: Collection[str] = (), idle: bool = False, strict: bool = False
     ) -> Replica | None:
-        """The replica with the fewest items in flight that has room for a batch, the longest unused among equals.
+        """The replica with the fewest items in flight that has room for a batch.
+
+        Among idle ones it is the one used last, whose caches are warm, unless it has just failed; among equally busy
+        ones the one whose work began first.
 
         `avoid` names replicas to leave out as long as there are others, with `strict` in any case; with `idle` the
         replica must have nothing else in flight, so that a failure can be told to be this batch's own.
@@ -82,7 +85,11 @@ class ReplicaSet:
         candidates = others if others or strict else usable
         room = 1 if idle else self.inflight_batches
         free = [r for r in candidates if r.inflight_batches < room and not r.holds_suspect and r.busy_until <= now]
-        return min(free, key=lambda r: (r.misses > 0, r.inflight_items, r.last_used), default=None)
+
+        def rank(r: Replica) -> tuple[bool, int, bool, int]:
+            return r.misses > 0, r.inflight_items, r.failures > 0, r.last_used if r.inflight_batches else -r.last_used
+
+        return min(free, key=rank, default=None)
 
     def idle(self, now: float) -> int:
         """How many replicas have nothing to do and would take a batch."""

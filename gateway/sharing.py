@@ -6,7 +6,7 @@ Pure state, no tasks. Keys are those of `gateway.content`.
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -15,6 +15,17 @@ from reward_api import Item, Score
 
 H = TypeVar("H")
 _ENTRY_BYTES = 200  # key, score and the dictionary's own memory
+
+
+class Mark(NamedTuple):
+    """Under which an item is looked for. Different marks: not to be scored as one."""
+
+    fingerprint: int
+    deterministic: bool
+
+
+def mark_of(item: Item, deterministic: bool) -> Mark:
+    return Mark(fingerprint(item), deterministic)
 
 
 @dataclass(slots=True)
@@ -27,19 +38,19 @@ class _Place(Generic[H]):
 class UnderWay(Generic[H]):
     """Holders of items that have no answer yet, found by the content of the item.
 
-    Only items whose fingerprint has been seen are hashed, which in a training run is none of them.
+    Only items whose mark has been seen are hashed, which in a training run is none of them.
     """
 
     def __init__(self, key: Callable[[Item], bytes]) -> None:
         self._key = key
-        self._places: dict[tuple[int, bool], list[_Place[H]]] = {}
+        self._places: dict[Mark, list[_Place[H]]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._places.values()))
 
-    def find(self, item: Item, deterministic: bool) -> H | None:
+    def find(self, item: Item, mark: Mark) -> H | None:
         """Who holds an equal item that is scored in the same way."""
-        places = self._places.get((fingerprint(item), deterministic))
+        places = self._places.get(mark)
         if places is None:
             return None
         wanted = self._key(item)
@@ -49,17 +60,16 @@ class UnderWay(Generic[H]):
                 return place.holder
         return None
 
-    def add(self, item: Item, deterministic: bool, holder: H) -> None:
-        self._places.setdefault((fingerprint(item), deterministic), []).append(_Place(item, holder))
+    def add(self, item: Item, mark: Mark, holder: H) -> None:
+        self._places.setdefault(mark, []).append(_Place(item, holder))
 
-    def remove(self, item: Item, deterministic: bool, holder: H) -> None:
+    def remove(self, mark: Mark, holder: H) -> None:
         """Harmless when it is not there."""
-        found = (fingerprint(item), deterministic)
-        left = [place for place in self._places.get(found, ()) if place.holder is not holder]
+        left = [place for place in self._places.get(mark, ()) if place.holder is not holder]
         if left:
-            self._places[found] = left
+            self._places[mark] = left
         else:
-            self._places.pop(found, None)
+            self._places.pop(mark, None)
 
 
 class ResultCache:

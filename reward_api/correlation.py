@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterable
 from contextvars import ContextVar
+from functools import lru_cache
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -41,6 +42,12 @@ def identify(sent: str) -> str:
     return sent if _ACCEPTED.fullmatch(sent) else os.urandom(8).hex()
 
 
+@lru_cache
+def _quoted(path: str) -> str:
+    """The path as it can stand in a log: a line break in it would forge a line."""
+    return quote(path)
+
+
 class RequestContext:
     """Middleware: gives each request its id and its span, and logs what became of it where it is about scores."""
 
@@ -51,7 +58,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers, path = Headers(scope=scope), quote(scope["path"])  # a line break in it would forge a line of the log
+        headers, path = Headers(scope=scope), _quoted(scope["path"])
         started, status = time.monotonic(), 0
         own = identify(headers.get(HEADER, ""))
         scope["request_id"] = own

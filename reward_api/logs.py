@@ -1,6 +1,7 @@
 """Lines of the log, for people or for machines; both name the request they belong to."""
 
 import logging
+import time
 from typing import Any, Literal
 
 from reward_api.correlation import request_id
@@ -14,11 +15,20 @@ def configure(style: LogFormat) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_json_formatter() if style == "json" else _TextFormatter(TEXT))
     logging.getLogger().handlers = [handler]
-    # Each line would look these up; none of ours names them.
+    # Each line would look up who wrote it, in which thread and process; none of ours says so.
+    logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class _TextFormatter(logging.Formatter):
+    _second, _shown = 0, ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        if int(record.created) != self._second:
+            self._second = int(record.created)
+            self._shown = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._second))
+        return f"{self._shown},{int(record.msecs):03d}"
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name the base class has
         line = super().formatMessage(record)
         return f"{line} [{own}]" if (own := request_id.get()) else line

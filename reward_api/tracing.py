@@ -6,7 +6,7 @@ Nothing happens here until `start_from_environment` finds an endpoint, or `use` 
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -82,31 +82,37 @@ def outgoing_headers() -> dict[str, str]:
     return headers
 
 
-@contextmanager
-def request_span(method: str, path: str, headers: Mapping[str, str]) -> Iterator[RequestSpan]:
+def request_span(method: str, path: str, headers: Mapping[str, str]) -> AbstractContextManager[RequestSpan]:
     """The span of a request, a child of the caller's if its headers name one."""
-    if _tracer is None:
-        yield RequestSpan()
-        return
+    return nullcontext(RequestSpan()) if _tracer is None else _request_span(_tracer, method, path, headers)
+
+
+@contextmanager
+def _request_span(tracer: "Tracer", method: str, path: str, headers: Mapping[str, str]) -> Iterator[RequestSpan]:
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     attributes = {"http.request.method": method, "url.path": path}
     parent = TraceContextTextMapPropagator().extract(headers)
-    with _tracer.start_as_current_span(f"{method} {path}", parent, kind=SpanKind.SERVER, attributes=attributes) as span:
+    with tracer.start_as_current_span(f"{method} {path}", parent, kind=SpanKind.SERVER, attributes=attributes) as span:
         yield RequestSpan(span)
 
 
-@contextmanager
-def batch_span(name: str, requests: Sequence["SpanContext | None"], attributes: Mapping[str, Any]) -> Iterator[None]:
+def batch_span(
+    name: str, requests: Sequence["SpanContext | None"], attributes: Mapping[str, Any]
+) -> AbstractContextManager[None]:
     """The span of a batch: a trace of its own, linked to each of its requests, since no single one is its parent."""
-    if _tracer is None:
-        yield
-        return
+    return nullcontext() if _tracer is None else _batch_span(_tracer, name, requests, attributes)
+
+
+@contextmanager
+def _batch_span(
+    tracer: "Tracer", name: str, requests: Sequence["SpanContext | None"], attributes: Mapping[str, Any]
+) -> Iterator[None]:
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, SpanKind
 
     distinct = {(context.trace_id, context.span_id): context for context in requests if context is not None}
     links = [Link(context) for context in distinct.values()]
-    with _tracer.start_as_current_span(name, Context(), kind=SpanKind.CLIENT, attributes=dict(attributes), links=links):
+    with tracer.start_as_current_span(name, Context(), kind=SpanKind.CLIENT, attributes=dict(attributes), links=links):
         yield

@@ -45,7 +45,7 @@ def is_msgpack(media_type: str) -> bool:
 
 
 def encode_request(items: Sequence[Item], *, deterministic: bool = False, only_reward: bool = False) -> bytes:
-    """The msgpack body of a request, pixels as they are. `only_reward`: to a service, which has one and needs no name."""
+    """The msgpack body of a request, pixels as they are. With `only_reward` no item names any: a service has one."""
     wire = [
         {
             "image": {"shape": item.image.shape, "data": _pixels(item.image)},

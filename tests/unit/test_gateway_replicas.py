@@ -27,7 +27,7 @@ def test_nothing_is_picked_before_a_probe_says_up():
     assert replicas.gone_for(9.0) is None
 
 
-def test_least_outstanding_items_then_the_longest_unused():
+def test_least_outstanding_items_then_the_one_whose_work_began_first():
     replicas = replicas_up(3)
     first, second, third = replicas.replicas
     replicas.started(first, 8)
@@ -37,6 +37,28 @@ def test_least_outstanding_items_then_the_longest_unused():
     assert replicas.pick(0.0) is second
     replicas.finished(first, 8)
     assert replicas.pick(0.0) is first
+
+
+def test_of_idle_replicas_the_one_used_last_unless_it_has_just_failed():
+    replicas = replicas_up(3)
+    second = replicas.replicas[1]
+    for _ in range(2):
+        replicas.started(second, 1)
+        replicas.finished(second, 1)
+        assert replicas.pick(0.0) is second
+    replicas.failed(second, 0.0)
+    assert replicas.pick(0.0) is replicas.replicas[0]
+    replicas.succeeded(second, 0.0)
+    assert replicas.pick(0.0) is second
+
+
+def test_idle_are_those_that_would_start_at_once():
+    replicas = replicas_up(4)
+    first, second, third, _ = replicas.replicas
+    replicas.started(first, 1)
+    replicas.busy(second, 5.0)
+    replicas.probed(third, False, 0.0)
+    assert (replicas.idle(0.0), replicas.idle(6.0)) == (1, 2)
 
 
 def test_a_replica_holds_a_bounded_number_of_batches():

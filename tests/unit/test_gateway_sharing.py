@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.content import content_key, fingerprint
-from gateway.sharing import ResultCache, UnderWay
+from gateway.sharing import ResultCache, UnderWay, mark_of
 from reward_api import Item, Score
 
 pytestmark = pytest.mark.unit
@@ -49,16 +49,16 @@ def test_one_pixel_the_fingerprint_does_not_look_at_is_enough_to_differ():
     first, second = Item(np.zeros((64, 64, 3), np.uint8), "a cat"), Item(pixels, "a cat")
     assert fingerprint(first) == fingerprint(second)
     under_way: UnderWay[str] = UnderWay(key)
-    under_way.add(first, False, "first")
-    assert under_way.find(second, False) is None
-    under_way.add(second, False, "second")
-    assert under_way.find(second, False) == "second"
-    assert under_way.find(second, True) is None
-    under_way.remove(first, False, "first")
-    under_way.remove(first, False, "first")
-    assert under_way.find(first, False) is None
-    assert under_way.find(second, False) == "second"
-    under_way.remove(second, False, "second")
+    under_way.add(first, mark_of(first, False), "first")
+    assert under_way.find(second, mark_of(second, False)) is None
+    under_way.add(second, mark_of(second, False), "second")
+    assert under_way.find(second, mark_of(second, False)) == "second"
+    assert under_way.find(second, mark_of(second, True)) is None
+    under_way.remove(mark_of(first, False), "first")
+    under_way.remove(mark_of(first, False), "first")
+    assert under_way.find(first, mark_of(first, False)) is None
+    assert under_way.find(second, mark_of(second, False)) == "second"
+    under_way.remove(mark_of(second, False), "second")
     assert len(under_way) == 0
 
 
