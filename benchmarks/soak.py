@@ -21,6 +21,7 @@ import psutil
 from benchmarks.gateway.fake import SIDE, picture
 from benchmarks.gateway.load import Connections, Ledger, Request, ask, post
 from benchmarks.gateway.systems import Cost, FlowGrpo
+from benchmarks.stopping import leave_on_sigterm
 
 REWARD = "fake"
 COST = Cost(base_ms=20.0, item_ms=10.0, replicas=3)
@@ -163,6 +164,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
+    leave_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, Stand(Path(folder)) as stand:
         soak = Soak(stand, options.minutes, options.seed)
         asyncio.run(soak.run())

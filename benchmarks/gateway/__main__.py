@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.gateway import figures
 from benchmarks.gateway.figures import Round
 from benchmarks.gateway.systems import SYSTEMS, Cost, System
+from benchmarks.stopping import leave_on_sigterm
 
 RESULTS = Path(__file__).parents[1] / "results"
 Measure = Callable[[System], Awaitable[Round]]
@@ -27,6 +28,7 @@ Medians = dict[str, dict[str, list[float]]]
 
 def main() -> int:
     """Returns 0, or 1 if a system could not be measured. A wrong score of any system ends the run."""
+    leave_on_sigterm()
     options = _options()
     lengths = {"seconds": 2.0, "count": 30, "chunks": 6} if options.quick else {"seconds": 8.0, "count": 200}
     rounds = options.rounds or (1 if options.quick else 5)
