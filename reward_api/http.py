@@ -86,7 +86,7 @@ async def parse_score_request(request: Request, limits: Limits, keep: Keep | Non
             if content_type.lower().startswith("multipart/form-data"):
                 decoded = await _read_form(request, limits, keep)
             else:
-                body = b"".join([chunk async for chunk in _bounded_body(request, limits.max_body_bytes)])
+                body = await _Body(request, limits.max_body_bytes).whole()
                 decoded = await _decode(content_type, body, limits, keep)
     except TimeoutError:
         detail = f"the body did not arrive within {limits.body_seconds:g} s"
@@ -227,29 +227,48 @@ async def _decode(content_type: str, body: bytes, limits: Limits, keep: Keep | N
     return await asyncio.to_thread(decode_request, content_type, body, limits, keep)
 
 
-async def _bounded_body(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The chunks of the body; EnvelopeError 413 before more than `limit` bytes are held.
+class _Body:
+    """The body of a request; raises EnvelopeError 413 before more than `limit` bytes are held.
 
     Counted here because the framework's own limit answers in plain text.
     """
-    fault = EnvelopeError(413, "Request too large", f"the body exceeds {limit} bytes")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
-        raise fault
-    received, more = 0, True
-    while more:
-        message = await request.receive()
+
+    def __init__(self, request: Request, limit: int) -> None:
+        self._receive = request.receive
+        self._limit = limit
+        self._received = 0
+        self._more = True
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal():
+            self._check(int(declared))
+
+    async def whole(self) -> bytes:
+        parts = []
+        while self._more:
+            parts.append(await self._next())
+        return b"".join(parts)
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        while self._more:
+            yield await self._next()
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        chunk, more = message.get("body", b""), message.get("more_body", False)
-        received += len(chunk)
-        if received > limit:
-            raise fault
-        yield chunk
+        chunk: bytes = message.get("body", b"")
+        self._more = message.get("more_body", False)
+        self._received += len(chunk)
+        self._check(self._received)
+        return chunk
+
+    def _check(self, size_bytes: int) -> None:
+        if size_bytes > self._limit:
+            raise EnvelopeError(413, "Request too large", f"the body exceeds {self._limit} bytes")
 
 
 async def _read_form(request: Request, limits: Limits, keep: Keep | None) -> ScoreRequest:
-    body = _bounded_body(request, limits.max_body_bytes)
+    body = _Body(request, limits.max_body_bytes).chunks()
     parser = MultiPartParser(
         request.headers, body, max_files=limits.max_items, max_fields=4 * limits.max_items, max_part_size=2**20
     )

@@ -142,7 +142,7 @@ async def _all_done(futures: Sequence[Future[Outcome]], timeout_s: float) -> Non
 
     def done(future: Future[Outcome]) -> None:  # in the scorer's thread
         pending.discard(future)
-        if not pending:
+        if not pending and not loop.is_closed():
             loop.call_soon_threadsafe(ended.set)
 
     for future in futures:
