@@ -43,8 +43,8 @@ class RewardRoute(BaseModel):
     # Addresses of services. dns+http://NAME:PORT stands for all the addresses behind NAME, looked up again and again.
     replicas: list[ServiceUrl] = Field(min_length=1)
     max_batch: int = Field(16, ge=1)  # items sent to a replica at once; at most the service's batch_limit is useful
-    # How long the oldest item may wait for company though a replica is idle. At 0 what waits leaves at once, spread over
-    # all idle replicas; above, in batches as large as they come.
+    # How long the oldest item may wait for company though a replica is idle. At 0 what waits leaves at once, spread
+    # over all idle replicas; above, in batches as large as they come.
     max_delay_ms: float = Field(0.0, ge=0)
     queue_items: int = Field(8192, ge=1)  # beyond this, 429
     queue_bytes: int = Field(2**30, ge=1)  # pixels held in memory for this reward; beyond this, 429

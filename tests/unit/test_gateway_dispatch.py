@@ -59,6 +59,18 @@ class Services:
         return dispatcher
 
 
+class Held(Services):
+    """Answers once its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(self._held)
+        self.gate = asyncio.Event()
+
+    async def _held(self, url: str, numbers: list[int]) -> list[Outcome]:
+        await self.gate.wait()
+        return await right(url, numbers)
+
+
 async def outcomes_of(
     dispatcher: Dispatcher, count: int, *, timeout_s: float = 5.0, deterministic: bool = False
 ) -> list[Outcome]:
@@ -85,39 +97,27 @@ async def test_outcomes_stand_at_the_place_of_their_item_whatever_arrives_first(
 
 
 async def test_items_gather_only_while_every_replica_is_busy():
-    gate = asyncio.Event()
-
-    async def held(url: str, numbers: list[int]) -> list[Outcome]:
-        await gate.wait()
-        return await right(url, numbers)
-
-    services = Services(held)
+    services = Held()
     dispatcher = services.dispatcher()
     tickets = []
     for n in range(5):
         tickets += dispatcher.submit([item(n)], timeout_s=5.0)
         await turns()
     assert [numbers for _, numbers, _ in services.sent] == [[0], [1]]
-    gate.set()
+    services.gate.set()
     assert scores([await ticket.outcome for ticket in tickets]) == [0, 1, 2, 3, 4]
     assert services.sent[2][1] == [2, 3, 4]
 
 
 async def test_a_busy_replica_gets_a_second_batch_only_when_it_is_full():
-    gate = asyncio.Event()
-
-    async def held(url: str, numbers: list[int]) -> list[Outcome]:
-        await gate.wait()
-        return await right(url, numbers)
-
-    services = Services(held)
+    services = Held()
     dispatcher = services.dispatcher(up=[A], inflight_batches=2)
     tickets = []
     for n in range(6):
         tickets += dispatcher.submit([item(n)], timeout_s=5.0)
         await turns()
     assert [numbers for _, numbers, _ in services.sent] == [[0], [1, 2, 3, 4]]
-    gate.set()
+    services.gate.set()
     assert scores([await ticket.outcome for ticket in tickets]) == [0, 1, 2, 3, 4, 5]
 
 
@@ -151,13 +151,7 @@ async def test_what_waits_is_spread_over_idle_replicas_unless_it_shall_gather():
 
 
 async def test_a_busy_replica_gets_whole_batches_while_another_is_idle():
-    gate = asyncio.Event()
-
-    async def held(url: str, numbers: list[int]) -> list[Outcome]:
-        await gate.wait()
-        return await right(url, numbers)
-
-    services = Services(held)
+    services = Held()
     dispatcher = services.dispatcher(up=[A], inflight_batches=2)
     running = [asyncio.create_task(outcomes_of(dispatcher, 1))]
     await turns()
@@ -165,7 +159,7 @@ async def test_a_busy_replica_gets_whole_batches_while_another_is_idle():
     running.append(asyncio.create_task(outcomes_of(dispatcher, 7)))
     await turns()
     assert [(url, len(numbers)) for url, numbers, _ in services.sent] == [(A, 1), (B, 4)]  # three gather meanwhile
-    gate.set()
+    services.gate.set()
     await asyncio.gather(*running)
 
 
@@ -288,13 +282,7 @@ async def test_a_replica_that_comes_back_in_time_serves_what_waits():
 
 
 async def test_dead_items_are_not_sent():
-    gate = asyncio.Event()
-
-    async def held(url: str, numbers: list[int]) -> list[Outcome]:
-        await gate.wait()
-        return await right(url, numbers)
-
-    services = Services(held)
+    services = Held()
     dispatcher = services.dispatcher(up=[A])
     running = asyncio.create_task(outcomes_of(dispatcher, 1))
     await turns()
@@ -303,7 +291,7 @@ async def test_dead_items_are_not_sent():
     dispatcher.abandon(abandoned)
     assert dispatcher.queue.items == 1
     await asyncio.sleep(0.02)
-    gate.set()
+    services.gate.set()
     await running
     outcome = await late[0].outcome
     assert isinstance(outcome, ItemError)
@@ -332,13 +320,8 @@ async def test_deterministic_items_travel_by_themselves_unless_the_scorer_does_n
 
 
 async def test_a_full_queue_says_when_to_return():
-    gate = asyncio.Event()
-
-    async def held(url: str, numbers: list[int]) -> list[Outcome]:
-        await gate.wait()
-        return await right(url, numbers)
-
-    dispatcher = Services(held).dispatcher(up=[A], queue_items=8, max_batch=2)
+    services = Held()
+    dispatcher = services.dispatcher(up=[A], queue_items=8, max_batch=2)
     running = []
     for _ in range(2):
         running.append(asyncio.create_task(outcomes_of(dispatcher, 4)))
@@ -349,7 +332,7 @@ async def test_a_full_queue_says_when_to_return():
     dispatcher.submit([item(0)], timeout_s=5.0)
     assert dispatcher.refused_for([item(0)]) == 1
     assert dispatcher.refused_for([item(0)], "another") is None
-    gate.set()
+    services.gate.set()
     for each in running:
         await each
     assert dispatcher.queue.items == 0
@@ -420,13 +403,7 @@ async def test_a_replica_that_says_it_is_not_ready_keeps_its_batch():
 
 
 async def test_equal_items_under_way_are_scored_once():
-    gate = asyncio.Event()
-
-    async def held(url: str, numbers: list[int]) -> list[Outcome]:
-        await gate.wait()
-        return await right(url, numbers)
-
-    services = Services(held)
+    services = Held()
     dispatcher = services.dispatcher(up=[A], share_equal=True)
     in_flight = dispatcher.submit([item(1), item(1)], timeout_s=5.0)
     await turns()
@@ -434,7 +411,7 @@ async def test_equal_items_under_way_are_scored_once():
     again = dispatcher.submit([item(2), item(1), item(3)], timeout_s=5.0)
     alone = dispatcher.submit([item(1)], timeout_s=5.0, deterministic=True)
     dispatcher.abandon(waiting)  # the other who asks for 2 still waits
-    gate.set()
+    services.gate.set()
     assert scores(await answers(in_flight + again + alone)) == [1, 1, 2, 1, 3, 1]
     assert [numbers for _, numbers, _ in services.sent] == [[1], [2, 3], [1]]
     assert len(dispatcher.under_way) == 0
