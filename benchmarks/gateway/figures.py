@@ -106,7 +106,7 @@ async def goodput(system: System, seconds: float) -> Round:
 
     async def one(request: Request) -> None:
         answer = await ask(connections, request, system.decode, ledger, timeout_s=3 * DEADLINE_S, in_time_s=DEADLINE_S)
-        if answer is not None and answer.status in {429, 503}:
+        if answer is not None and answer.refused:
             refusals.append(answer)
 
     started = time.perf_counter()
@@ -153,7 +153,7 @@ async def retry_after_off(system: System) -> Round:
     while True:
         asked = time.perf_counter()
         answer = await ask(connections, system.encode("fake", [next(NUMBERS)], deadline_s=4.0), system.decode, ledger)
-        refused = answer is not None and answer.status in {429, 503}
+        refused = answer is not None and answer.refused
         if answer is not None and refused and "retry-after" in answer.headers:
             named.append((asked, float(answer.headers["retry-after"])))
         if asked > began + (15.0 if named else 5.0) or (named and not refused):

@@ -24,6 +24,10 @@ class Answer:
     headers: dict[str, str]
     body: bytes
 
+    @property
+    def refused(self) -> bool:
+        return self.status in {429, 503}
+
 
 class Encode(Protocol):
     def __call__(self, numbers: Sequence[int], *, deadline_s: float | None = None) -> Request: ...
@@ -134,7 +138,7 @@ async def ask(
     except (OSError, asyncio.IncompleteReadError):
         ledger.enter(request, nothing)
         return None
-    if answer.status in {429, 503}:
+    if answer.refused:
         ledger.ends["refused"] += len(request.numbers)
     elif answer.status == 504:
         ledger.ends["expired"] += len(request.numbers)
